@@ -1,0 +1,74 @@
+"""Micro-batches that form by themselves: what arrived while the last batch was under way becomes the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from loanmesh.runtime.errors import LoanmeshError, Overloaded
+
+I = TypeVar("I")  # noqa: E741  Item.
+O = TypeVar("O")  # noqa: E741  Outcome.
+
+
+class Batcher(Generic[I, O]):
+    """Runs items in batches; at low load a batch is one item and adds no delay.
+
+    run        takes a batch, answers one outcome an item, in order; an outcome that is a LoanmeshError is raised to
+               the item's caller; an exception fails the whole batch.
+    max_items  largest batch.
+    max_waiting  most items that wait; beyond, `submit` raises Overloaded at once.
+    in_flight  batches under way at the same time.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[I]], Awaitable[Sequence[O | LoanmeshError]]],
+        *,
+        max_items: int,
+        max_waiting: int,
+        in_flight: int = 1,
+    ) -> None:
+        self._run = run
+        self._max_items = max_items
+        self._max_waiting = max_waiting
+        self._free = in_flight
+        self._waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: I) -> O:
+        """The item's outcome. A cancelled caller leaves its item in the batch: the work may already have been done."""
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{len(self._waiting)} requests wait already; nothing was stored", retry_s=0.5)
+        future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._free:
+            self._free -= 1
+            task = asyncio.create_task(self._work())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await future
+
+    async def _work(self) -> None:
+        await asyncio.sleep(0)  # noqa: TID251  Lets the callers of this turn of the loop join; takes no time.
+        try:
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(self._max_items, len(self._waiting)))]
+                await self._run_one(batch)
+        finally:
+            self._free += 1
+
+    async def _run_one(self, batch: list[tuple[I, asyncio.Future[O]]]) -> None:
+        try:
+            outcomes: Sequence[O | LoanmeshError | Exception] = await self._run([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001  Each caller of the batch is handed it.
+            outcomes = [error] * len(batch)
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if future.done():
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)

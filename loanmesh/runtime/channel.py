@@ -1,0 +1,121 @@
+"""Channels between services, and the client side's interceptor.
+
+Health-checked round robin under outlier detection; retries by gRPC itself on UNAVAILABLE only, throttled. These are
+the only retries of a hop: nothing above may retry the same call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2  # noqa: F401  Registers the health service that healthCheckConfig calls.
+from opentelemetry import metrics, propagate, trace
+
+from loanmesh.runtime import deadline, telemetry
+from loanmesh.runtime.clock import Clock
+
+SERVICE_CONFIG = {
+    "loadBalancingConfig": [
+        {
+            # Under this name only: plain `outlier_detection` makes every call fail.
+            "outlier_detection_experimental": {
+                "interval": "1s",
+                "baseEjectionTime": "5s",
+                "maxEjectionPercent": 34,
+                "failurePercentageEjection": {"threshold": 50, "minimumHosts": 2, "requestVolume": 10},
+                "childPolicy": [{"round_robin": {}}],
+            }
+        }
+    ],
+    "healthCheckConfig": {"serviceName": ""},
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "0.5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
+}
+
+
+def open_channel(target: str, clock: Clock, deadline_s: Callable[[str], float]) -> grpc.aio.Channel:
+    """A channel to `target`: `host:port[,host:port...]` or any gRPC name such as `dns:///bureau:7402`.
+
+    deadline_s  longest time a call of the given method may take; a caller's own deadline shortens it.
+    """
+    if "://" not in target and not target.startswith(("unix:", "ipv4:", "ipv6:", "dns:")):
+        target = f"ipv4:{target}" if target[0].isdigit() else f"dns:///{target}"
+    return grpc.aio.insecure_channel(
+        target,
+        options=[
+            ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+            ("grpc.dns_min_time_between_resolutions_ms", 2000),
+            ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ],
+        interceptors=_interceptors(clock, deadline_s),
+    )
+
+
+def _interceptors(clock: Clock, deadline_s: Callable[[str], float]) -> Sequence[grpc.aio.ClientInterceptor]:
+    return [_UnaryInterceptor(clock, deadline_s)]
+
+
+class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
+    """Deadline, trace and metrics around every unary call."""
+
+    def __init__(self, clock: Clock, deadline_s: Callable[[str], float]) -> None:
+        self._clock = clock
+        self._deadline_s = deadline_s
+        self._tracer = trace.get_tracer("loanmesh")
+        self._duration = metrics.get_meter("loanmesh").create_histogram(telemetry.CLIENT_DURATION, unit="s")
+
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        """Make the call within what time is left; a cancelled caller cancels the call."""
+        method = details.method if isinstance(details.method, str) else details.method.decode()
+        method = method.lstrip("/")
+        started = self._clock.monotonic()
+        status = "OK"
+        with self._tracer.start_as_current_span(
+            method,
+            kind=trace.SpanKind.CLIENT,
+            attributes={telemetry.RPC_SYSTEM_NAME: "grpc", telemetry.RPC_METHOD: method},
+            record_exception=False,
+        ) as span:
+            carrier: dict[str, str] = {}
+            propagate.inject(carrier)
+            timeout = deadline.remaining_s(started, details.timeout or self._deadline_s(method))
+            metadata = [*(details.metadata or ()), *carrier.items()]
+            call = await continuation(
+                grpc.aio.ClientCallDetails(
+                    details.method, timeout, grpc.aio.Metadata(*metadata), details.credentials, details.wait_for_ready
+                ),
+                request,
+            )
+            try:
+                # Awaiting the call itself, never its code: only so does a cancelled caller cancel the server.
+                return await call
+            except grpc.RpcError as error:
+                status = error.code().name if isinstance(error, grpc.aio.AioRpcError) else "UNKNOWN"
+                raise
+            except BaseException:
+                status = "CANCELLED"
+                call.cancel()
+                raise
+            finally:
+                if span.is_recording():
+                    span.set_attribute(telemetry.RPC_STATUS_CODE, status)
+                    if status != "OK":
+                        span.set_status(trace.StatusCode.ERROR, status)
+                took_s = self._clock.monotonic() - started
+                self._duration.record(took_s, {telemetry.RPC_METHOD: method, telemetry.RPC_STATUS_CODE: status})

@@ -1,0 +1,88 @@
+"""Time and ids, handed to whoever needs them, so that the same code runs under a clock of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import time
+import uuid
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now(self) -> dt.datetime:
+        """The time of day, UTC, aware."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back; only differences mean something."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Let at least `seconds` pass."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> dt.datetime:
+        """The time of day, UTC, aware."""
+        return dt.datetime.now(dt.UTC)
+
+    def monotonic(self) -> float:
+        """Seconds since some start."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Let at least `seconds` pass."""
+        await asyncio.sleep(seconds)
+
+
+class FakeClock:
+    """A clock that moves only when told; sleeping moves it at once."""
+
+    def __init__(self, start: dt.datetime = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)) -> None:
+        self._now = start
+        self._elapsed = 0.0
+
+    def now(self) -> dt.datetime:
+        """The time it was moved to."""
+        return self._now
+
+    def monotonic(self) -> float:
+        """Seconds it was moved by."""
+        return self._elapsed
+
+    def advance(self, seconds: float) -> None:
+        """Move it on."""
+        self._elapsed += seconds
+        self._now += dt.timedelta(seconds=seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        """Move it on by `seconds`, and let others run."""
+        self.advance(seconds)
+        await asyncio.sleep(0)
+
+
+def new_uuid7(clock: Clock) -> str:
+    """A UUIDv7 (RFC 9562) in its text form: 48 bits of milliseconds, then 74 random bits. Sorts by time."""
+    milliseconds = int(clock.now().timestamp() * 1000)
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (
+        (milliseconds << 80) | (0x7 << 76) | ((random >> 64 & 0xFFF) << 64) | (0b10 << 62) | (random & ((1 << 62) - 1))
+    )
+    return str(uuid.UUID(int=value))
+
+
+def new_owner(service: str) -> str:
+    """A name that no other process, earlier or later, has: a reused host name must not own old leases."""
+    return f"{service}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def new_request_id() -> str:
+    """A fresh idempotency key."""
+    return str(uuid.uuid4())

@@ -1,0 +1,83 @@
+"""Errors, by what the caller should do next. Knows no grpc; `status.py` maps them to status and details."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+class LoanmeshError(Exception):
+    """Anything we tell a caller about. `reason` is a stable UPPER_SNAKE word; the text may change."""
+
+    reason = "ERROR"
+
+    def __init__(self, text: str, **metadata: str) -> None:
+        super().__init__(text)
+        self.metadata: Mapping[str, str] = metadata
+
+
+class CallerError(LoanmeshError):
+    """Change the request."""
+
+
+class InvalidRequest(CallerError):
+    """Fields of the request break rules; each violation is (field, rule)."""
+
+    reason = "INVALID_REQUEST"
+
+    def __init__(self, *violations: tuple[str, str]) -> None:
+        super().__init__("; ".join(f"{field}: {rule}" for field, rule in violations))
+        self.violations: Sequence[tuple[str, str]] = violations
+
+
+class RequestIdConflict(CallerError):
+    """The request_id was used before, for something else."""
+
+    reason = "REQUEST_ID_CONFLICT"
+
+
+class NotFound(CallerError):
+    """There is no such thing."""
+
+    reason = "NOT_FOUND"
+
+
+class WrongState(CallerError):
+    """The state does not allow the change."""
+
+    reason = "WRONG_STATE"
+
+
+class MissingEvidence(CallerError):
+    """What was asked cannot be said without these sources."""
+
+    reason = "MISSING_EVIDENCE"
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        super().__init__(f"evidence is missing from: {', '.join(sources)}", sources=",".join(sources))
+        self.sources = tuple(sources)
+
+
+class NotNow(LoanmeshError):
+    """Send the same again, later; not before `retry_s` seconds."""
+
+    def __init__(self, text: str, retry_s: float = 1.0) -> None:
+        super().__init__(text)
+        self.retry_s = retry_s
+
+
+class Overloaded(NotNow):
+    """More work than can be taken; nothing was stored."""
+
+    reason = "OVERLOADED"
+
+
+class DependencyDown(NotNow):
+    """Something we need does not answer; nothing was stored."""
+
+    reason = "DEPENDENCY_DOWN"
+
+
+class FenceLost(LoanmeshError):
+    """Another replica owns the work now: stop. Never leaves intake."""
+
+    reason = "FENCE_LOST"

@@ -1,0 +1,56 @@
+"""Schema migrations: one Alembic tree and one version table a service, on both databases."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, pool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+
+def upgrade(url: str, package: str, revision: str = "head") -> None:
+    """Bring the tables of `package` (e.g. `services.intake`) to `revision`. Must run outside an event loop."""
+    _run(url, package, lambda script, current: script._upgrade_revs(revision, current))
+
+
+def downgrade(url: str, package: str, revision: str = "base") -> None:
+    """Take the tables of `package` back to `revision`."""
+    _run(url, package, lambda script, current: script._downgrade_revs(revision, current))
+
+
+def _run(url: str, package: str, steps: object) -> None:
+    folder = Path(str(importlib.import_module(package).__file__)).parent / "migrations"
+    config = Config()
+    config.set_main_option("script_location", str(folder))
+    config.set_main_option("path_separator", "os")
+    script = ScriptDirectory.from_config(config)
+    environment = EnvironmentContext(config, script, fn=lambda current, _: steps(script, current))  # type: ignore[operator]
+    table = package.rsplit(".", 1)[-1] + "_version"
+
+    def migrate(connection: Connection) -> None:
+        environment.configure(connection=connection, version_table=table, render_as_batch=True)
+        with environment, environment.begin_transaction():
+            environment.run_migrations()
+
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        with create_engine(url, poolclass=pool.NullPool).begin() as connection:
+            migrate(connection)
+    else:
+        import asyncio
+
+        async def over_asyncpg() -> None:
+            engine = create_async_engine(
+                url.replace("postgresql://", "postgresql+asyncpg://", 1), poolclass=pool.NullPool
+            )
+            async with engine.begin() as connection:
+                # Two replicas that start at once must not both create the tables.
+                await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('loanmesh-migrations'))")
+                await connection.run_sync(migrate)
+            await engine.dispose()
+
+        asyncio.run(over_asyncpg())

@@ -1,0 +1,64 @@
+"""Our errors as gRPC statuses with details, and back. The one table between the two worlds."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+from loanmesh.runtime import errors
+
+DOMAIN = "loanmesh"
+
+_CODES: dict[type[errors.LoanmeshError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.RequestIdConflict: grpc.StatusCode.ALREADY_EXISTS,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.MissingEvidence: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DependencyDown: grpc.StatusCode.UNAVAILABLE,
+    errors.FenceLost: grpc.StatusCode.ABORTED,
+}
+_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def status_code(error: errors.LoanmeshError) -> grpc.StatusCode:
+    """The code that stands for the error."""
+    return _CODES.get(type(error), grpc.StatusCode.INTERNAL)
+
+
+def code_of(status: status_pb2.Status) -> grpc.StatusCode:
+    """The code of a status; UNKNOWN for a number that no code has."""
+    return _BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
+
+
+def item_status(error: errors.LoanmeshError) -> status_pb2.Status:
+    """The error as a status with ErrorInfo, and BadRequest or RetryInfo where they apply."""
+    status = status_pb2.Status(code=status_code(error).value[0], message=str(error))
+    _pack(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+    if isinstance(error, errors.InvalidRequest):
+        bad = error_details_pb2.BadRequest()
+        for field, rule in error.violations:
+            bad.field_violations.add(field=field, description=rule)
+        _pack(status, bad)
+    if isinstance(error, errors.NotNow):
+        delay = Duration(seconds=int(error.retry_s), nanos=int(error.retry_s % 1 * 1e9))
+        _pack(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    return status
+
+
+def error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo | None:
+    """The ErrorInfo a status carries, if it carries one."""
+    info = error_details_pb2.ErrorInfo()
+    return next((info for detail in status.details if detail.Unpack(info)), None)
+
+
+def _pack(
+    status: status_pb2.Status,
+    detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+) -> None:
+    packed = Any()
+    packed.Pack(detail)
+    status.details.append(packed)

@@ -1,0 +1,1 @@
+"""Intake: accepts applications durably and decides each exactly once."""

@@ -1,0 +1,199 @@
+"""What an application is: its states, which change is legal, what makes a request sound. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from lending.intake.v1.intake_service_pb2 import Application
+from lending.type.v1.party_pb2 import Identity, Party
+from loanmesh.runtime.identity import valid_credit_code, valid_resident_id
+
+from loanmesh.runtime.errors import WrongState
+
+OUTPUT_ONLY = (
+    "name", "state", "create_time", "update_time", "estimate_time", "waiting_for", "missing_information",
+    "due_time", "decision", "accepted_offer_id", "revision",
+)  # fmt: skip
+
+
+class State(StrEnum):
+    """Where an application stands; the words are those of the contract without the prefix."""
+
+    PENDING = "PENDING"
+    AWAITING_INFORMATION = "AWAITING_INFORMATION"
+    IN_REVIEW = "IN_REVIEW"
+    DECIDED = "DECIDED"
+    OFFER_ACCEPTED = "OFFER_ACCEPTED"
+    WITHDRAWN = "WITHDRAWN"
+    EXPIRED = "EXPIRED"
+
+
+FINAL = frozenset({State.DECIDED, State.OFFER_ACCEPTED, State.WITHDRAWN, State.EXPIRED})
+"""States in which a watcher need not wait for a decision any more."""
+
+_ALLOWED_FROM = {
+    "accept an offer of": {State.DECIDED},
+    "withdraw": {State.PENDING, State.AWAITING_INFORMATION, State.IN_REVIEW, State.DECIDED},
+    "supply information to": {State.AWAITING_INFORMATION},
+}
+_WAY_OUT = {
+    State.PENDING: "WatchApplication tells when it is decided",
+    State.AWAITING_INFORMATION: "SupplyInformation adds what is missing",
+    State.IN_REVIEW: "WatchApplication tells when it is decided",
+    State.DECIDED: "GetApplication shows the decision",
+    State.OFFER_ACCEPTED: "GetApplication shows which offer",
+    State.WITHDRAWN: "submit a new application",
+    State.EXPIRED: "submit a new application",
+}
+
+
+def require_allowed(change: str, application_id: str, state: State) -> None:
+    """Raise WrongState, naming thing, state and way out, when the state does not allow the change."""
+    if state not in _ALLOWED_FROM[change]:
+        allowed = " or ".join(sorted(_ALLOWED_FROM[change]))
+        raise WrongState(
+            f"cannot {change} application {application_id}: it is {state}, not {allowed}; {_WAY_OUT[state]}",
+            state=state.value,
+        )
+
+
+@dataclass(frozen=True)
+class New:
+    """An application about to be stored."""
+
+    id: str
+    lender: str
+    client_id: str
+    request_id: str
+    payload: bytes
+    payload_hash: str
+    priority: int
+    channel: str
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What came of storing: the row in force, and whether it was there before."""
+
+    id: str
+    payload_hash: str
+    existed: bool
+    claim: Claim | None = None
+    """Our own lease on it; None when it was there before, or waits in the store for whoever is free."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Our right to decide one application: valid while the fence is ours."""
+
+    id: str
+    lender: str
+    fence: int
+    assessment: int
+    attempts: int
+    revision: int
+    event_hash: str
+    payload: bytes
+    waiting_for: str
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An application as it stands, for readers. Times are seconds since 1970."""
+
+    id: str
+    lender: str
+    payload: bytes
+    state: State
+    not_before: float
+    waiting_for: tuple[str, ...]
+    missing: tuple[dict[str, str], ...]
+    due_at: float | None
+    assessment: int
+    accepted_offer: str
+    revision: int
+    created_at: float
+    updated_at: float
+    decision: bytes | None
+
+
+@dataclass(frozen=True)
+class Happening:
+    """An event as stored."""
+
+    seq: int
+    kind: str
+    at: float
+    actor: str
+    details: dict[str, str] = field(default_factory=dict)
+    hash: str = ""
+
+
+def chain(before: str, application_id: str, event: Happening) -> str:
+    """Hash of an event over all it says and the hash before it, SHA-256 hexadecimal; '' comes before the first."""
+    said = [before, application_id, event.seq, event.kind, repr(event.at), event.actor, event.details]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def borrower(application: Application) -> Party:
+    """The one party that owes the loan. Only after `unsound` found nothing."""
+    return next(party for party in application.parties if party.role == Party.ROLE_BORROWER)
+
+
+def inputs_of(application: Application) -> Application:
+    """A copy with what the caller may say, without what only we may."""
+    copy = Application()
+    copy.CopyFrom(application)
+    for name in OUTPUT_ONLY:
+        copy.ClearField(name)  # type: ignore[arg-type]  # The names are checked by a test.
+    return copy
+
+
+def digest(message: Message) -> str:
+    """SHA-256 of what a message says, hexadecimal."""
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()
+
+
+def unsound(application: Application, now: dt.datetime) -> Iterator[tuple[str, str]]:
+    """Violations, as (field, rule), of rules that span fields; the contract states those of single ones."""
+    borrowers = sum(party.role == Party.ROLE_BORROWER for party in application.parties)
+    if borrowers != 1:
+        yield "application.parties", f"must have exactly one party with role ROLE_BORROWER, has {borrowers}"
+    for index, party in enumerate(application.parties):
+        where = f"application.parties[{index}].identity"
+        person = party.kind == Party.KIND_PERSON
+        kind = Identity.KIND_RESIDENT_ID if person else Identity.KIND_UNIFIED_SOCIAL_CREDIT_CODE
+        if party.identity.kind != kind:
+            yield f"{where}.kind", f"must be {Identity.Kind.Name(kind)} for a {'person' if person else 'firm'}"
+        # The value is personal data: the rule is named, never the value.
+        elif not (valid_resident_id if person else valid_credit_code)(party.identity.value):
+            yield f"{where}.value", "check character does not fit the number"
+    for index, consent in enumerate(application.consents):
+        where = f"application.consents[{index}]"
+        given = consent.given_time.ToDatetime(dt.UTC)
+        if given > now + dt.timedelta(minutes=5):
+            yield f"{where}.given_time", "must not lie in the future"
+        if consent.HasField("expire_time") and consent.expire_time.ToDatetime(dt.UTC) < given:
+            yield f"{where}.expire_time", "must not be before given_time"
+
+
+def differing(one: Message, other: Message, path: str = "") -> Iterator[str]:
+    """Paths of the fields in which two messages of a type differ; lists are compared as a whole."""
+    for descriptor in one.DESCRIPTOR.fields:
+        here = f"{path}{descriptor.name}"
+        a, b = getattr(one, descriptor.name), getattr(other, descriptor.name)
+        if a == b and (not descriptor.has_presence or one.HasField(descriptor.name) == other.HasField(descriptor.name)):
+            continue
+        if descriptor.type == FieldDescriptor.TYPE_MESSAGE and not descriptor.is_repeated:
+            yield from differing(a, b, f"{here}.") if a != b else iter([here])
+        else:
+            yield here

@@ -1,0 +1,117 @@
+"""Intake's process: settings, parts, serve. The only place where it is put together."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from importlib import resources
+
+import structlog
+import yaml
+from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_to_server
+
+from loanmesh.runtime.channel import open_channel
+from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
+from loanmesh.runtime.database import open_database
+from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.server import Service, run
+from services.intake.estimate import Estimate
+from services.intake.explain import Label
+from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
+from services.intake.pipeline import Pipeline
+from services.intake.servicer import IntakeServicer
+from services.intake.settings import IntakeSettings
+from services.intake.store import Store
+from services.intake.watch import Watch
+from services.intake.worker import Worker
+
+
+def labels() -> dict[str, Label]:
+    """What attributes are called, from the dictionary that is part of the contract."""
+    text = (resources.files("lending.bureau.v1") / "attributes.yaml").read_text(encoding="utf-8")
+    dictionary = yaml.safe_load(text)
+    sources = dictionary["sources"]
+    found = {
+        name: Label(a["zh"], a["en"], a["unit"], sources[a["source"]]["zh"], sources[a["source"]]["en"])
+        for name, a in dictionary["attributes"].items()
+    }
+    declared = ("申请人申报", "declared by the applicant")
+    found["declared.monthly_income_fen"] = Label("月收入", "monthly income", "fen", *declared)
+    found["declared.dependents"] = Label("供养人数", "dependents", "count", *declared)
+    found["age_years"] = Label("年龄", "age", "years", "证件", "identity document")
+    return found
+
+
+async def build(settings: IntakeSettings, clock: Clock) -> Service:
+    """Put intake together and start its worker."""
+    url = settings.database_url.get_secret_value()
+    await asyncio.to_thread(upgrade, url, "services.intake")
+    database = await open_database(url)
+    owner = new_owner("intake")
+    store = Store(database, clock, owner, settings.lease.duration_s)
+    channels = [
+        open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
+    ]
+    pricing = GrpcPricing(channels[2])
+    watch = Watch(store.revisions, clock, settings.lease.poll_s)
+    estimate = Estimate(store.backlog, clock)
+
+    def settled(ids: set[str]) -> None:
+        estimate.decided(len(ids))
+        watch.changed(ids)
+
+    pipeline = Pipeline(
+        GrpcBureau(channels[0]),
+        GrpcScoring(channels[1]),
+        pricing,
+        store,
+        clock,
+        random.Random(),
+        settings.due.information_days,
+    )
+    worker = Worker(
+        store,
+        pipeline.decide_batch,
+        clock,
+        batch_max=settings.work.batch_max,
+        batches=settings.work.batches_in_flight,
+        held_max=settings.work.held_max,
+        lease_s=settings.lease.duration_s,
+        poll_s=settings.lease.poll_s,
+        settled=settled,
+        report=structlog.get_logger().warning,
+    )
+    servicer = IntakeServicer(
+        store,
+        worker,
+        watch,
+        estimate,
+        pricing.schedules,
+        labels(),
+        clock,
+        lambda: new_uuid7(clock),
+        settings.work.accepts_waiting_max,
+    )
+    worker.start()
+    watch.start()
+
+    async def close() -> None:
+        await watch.stop()
+        await asyncio.gather(*(channel.close() for channel in channels))
+        await database.close()
+
+    return Service(
+        [(add_IntakeServiceServicer_to_server, servicer)],
+        ["lending.intake.v1.IntakeService"],
+        close=close,
+        drain=worker.drain,
+    )
+
+
+def main() -> None:
+    """Run intake until SIGTERM."""
+    run("intake", IntakeSettings, build)
+
+
+if __name__ == "__main__":
+    main()

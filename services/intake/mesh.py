@@ -1,0 +1,170 @@
+"""Bureau, scoring and pricing over gRPC: the pipeline's ports as batch calls.
+
+A call that fails makes every case of its batch wait; it never raises. Retries are the channel's, nobody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import grpc
+from google.rpc.status_pb2 import Status
+from lending.bureau.v1.bureau_service_pb2 import CreditProfile, GatherProfilesRequest
+from lending.bureau.v1.bureau_service_pb2_grpc import BureauServiceStub
+from lending.pricing.v1.pricing_service_pb2 import (
+    PriceApplicationsRequest,
+    Pricing,
+    ScheduleRepaymentsRequest,
+    ScheduleRepaymentsResponse,
+)
+from lending.pricing.v1.pricing_service_pb2_grpc import PricingServiceStub
+from lending.scoring.v1.scoring_service_pb2 import Score, ScoreProfilesRequest
+from lending.scoring.v1.scoring_service_pb2_grpc import ScoringServiceStub
+from lending.type.v1.offer_pb2 import Offer
+
+from loanmesh.runtime.errors import DependencyDown
+from loanmesh.runtime.status import code_of, error_info
+from services.intake.application import borrower
+from services.intake.ports import Case, Unavailable, Unfit
+
+# Above bureau's gather budget of a second, so that it answers with what it has before we give up.
+DEADLINES_S = {"GatherProfiles": 3.0, "ScoreProfiles": 2.0, "PriceApplications": 2.0, "ScheduleRepayments": 1.0}
+T = TypeVar("T", CreditProfile, Score, Pricing)
+
+
+def deadline_s(method: str) -> float:
+    """Longest time a call may take, seconds."""
+    return DEADLINES_S.get(method.rsplit("/", 1)[-1], 2.0)
+
+
+def key_of(case: Case) -> str:
+    """The assessment's name: lenders/{lender}/applications/{id}/assessments/{n}."""
+    return f"{case.claim.lender}/applications/{case.claim.id}/assessments/{case.claim.assessment}"
+
+
+class GrpcBureau:
+    """Gathers profiles from the bureau service."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = BureauServiceStub(channel)
+
+    async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Unavailable | Unfit]:
+        """One profile a case."""
+        request = GatherProfilesRequest(
+            items=[
+                GatherProfilesRequest.Item(
+                    key=key_of(case),
+                    lender=case.claim.lender,
+                    party=borrower(case.application),
+                    consents=case.application.consents,
+                )
+                for case in cases
+            ]
+        )
+
+        async def call() -> list[CreditProfile | Status]:
+            answer = await self._stub.GatherProfiles(request)
+            return [r.profile if r.WhichOneof("outcome") == "profile" else r.error for r in answer.results]
+
+        return await _ask("bureau", len(cases), call)
+
+
+class GrpcScoring:
+    """Scores profiles with the scoring service."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = ScoringServiceStub(channel)
+
+    async def score(self, cases: Sequence[Case]) -> Sequence[Score | Unavailable | Unfit]:
+        """One score a case."""
+        request = ScoreProfilesRequest(
+            items=[
+                ScoreProfilesRequest.Item(
+                    key=key_of(case),
+                    party_kind=borrower(case.application).kind,
+                    profile=case.profile,
+                    declaration=case.application.declaration,
+                    age_years=case.age_years,
+                )
+                for case in cases
+            ]
+        )
+
+        async def call() -> list[Score | Status]:
+            answer = await self._stub.ScoreProfiles(request)
+            return [r.score if r.WhichOneof("outcome") == "score" else r.error for r in answer.results]
+
+        return await _ask("scoring", len(cases), call)
+
+
+class GrpcPricing:
+    """Prices applications with the pricing service."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = PricingServiceStub(channel)
+
+    async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Unavailable | Unfit]:
+        """One pricing a case."""
+        request = PriceApplicationsRequest(
+            items=[
+                PriceApplicationsRequest.Item(
+                    key=key_of(case),
+                    lender=case.claim.lender,
+                    party_kind=borrower(case.application).kind,
+                    loan=case.application.loan,
+                    declaration=case.application.declaration,
+                    profile=case.profile,
+                    score=case.score,
+                    age_years=case.age_years,
+                )
+                for case in cases
+            ]
+        )
+
+        async def call() -> list[Pricing | Status]:
+            answer = await self._stub.PriceApplications(request)
+            return [r.pricing if r.WhichOneof("outcome") == "pricing" else r.error for r in answer.results]
+
+        return await _ask("pricing", len(cases), call)
+
+    async def schedules(self, offers: Sequence[Offer]) -> ScheduleRepaymentsResponse:
+        """Repayment schedules of offers, in order. Raises DependencyDown."""
+        items = [
+            ScheduleRepaymentsRequest.Item(principal_fen=o.principal_fen, apr_ppm=o.apr_ppm, term_months=o.term_months)
+            for o in offers
+        ]
+        try:
+            return await self._stub.ScheduleRepayments(ScheduleRepaymentsRequest(items=items))
+        except grpc.aio.AioRpcError as error:
+            raise DependencyDown(f"pricing cannot be reached for schedules: {error.code().name}") from error
+
+
+async def _ask(
+    service: str, count: int, call: Callable[[], Awaitable[list[T | Status]]]
+) -> Sequence[T | Unavailable | Unfit]:
+    try:
+        answers = await call()
+    except grpc.aio.AioRpcError as error:
+        overloaded = error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        return [Unavailable(f"{service}_{'overloaded' if overloaded else 'unavailable'}")] * count
+    if len(answers) != count:
+        return [Unavailable(f"{service}_error")] * count
+    return [_unpack(service, answer) if isinstance(answer, Status) else answer for answer in answers]
+
+
+def _unpack(service: str, status: Status) -> Unavailable | Unfit:
+    info = error_info(status)
+    if info and info.reason == "MISSING_EVIDENCE":
+        return Unavailable("source_missing", missing_sources=tuple(info.metadata["sources"].split(",")))
+    if code_of(status) == grpc.StatusCode.INVALID_ARGUMENT:
+        return Unfit(_field(status), info.reason if info else "INVALID_REQUEST")
+    return Unavailable(f"{service}_error")
+
+
+def _field(status: Status) -> str:
+    from google.rpc.error_details_pb2 import BadRequest
+
+    bad = BadRequest()
+    found = next((bad for detail in status.details if detail.Unpack(bad)), None)
+    return found.field_violations[0].field if found and found.field_violations else "application"

@@ -1,0 +1,196 @@
+"""How an application is decided: gather, score, price, commit, in batches. Knows Protocols only."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from lending.bureau.v1.bureau_service_pb2 import CreditProfile, SourceReport
+from lending.intake.v1.intake_service_pb2 import Application, Decision
+from lending.pricing.v1.pricing_service_pb2 import Pricing
+from lending.scoring.v1.scoring_service_pb2 import Score
+from lending.type.v1.party_pb2 import Party
+from loanmesh.runtime.identity import age_on
+
+from loanmesh.runtime.clock import Clock
+from services.intake.application import Claim, borrower
+from services.intake.ports import (
+    Awaiting,
+    Bureau,
+    Case,
+    Decided,
+    Deferred,
+    Pricer,
+    Result,
+    Scoring,
+    Settlement,
+    Unavailable,
+    Unfit,
+)
+
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MAX_S = 20.0
+_COMPLETE = frozenset({SourceReport.STATE_FRESH, SourceReport.STATE_NOT_FOUND})
+_OUTCOMES = {
+    Pricing.OUTCOME_APPROVED: Decision.OUTCOME_APPROVED,
+    Pricing.OUTCOME_COUNTER_OFFER: Decision.OUTCOME_COUNTER_OFFER,
+    Pricing.OUTCOME_DECLINED: Decision.OUTCOME_DECLINED,
+}
+T = TypeVar("T", CreditProfile, Score, Pricing)
+
+
+class Pipeline:
+    """Decides claimed applications, whichever way they were claimed."""
+
+    def __init__(
+        self,
+        bureau: Bureau,
+        scoring: Scoring,
+        pricing: Pricer,
+        store: Settlement,
+        clock: Clock,
+        dice: random.Random,
+        information_days: float,
+    ) -> None:
+        self._bureau = bureau
+        self._scoring = scoring
+        self._pricing = pricing
+        self._store = store
+        self._clock = clock
+        self._dice = dice
+        self._information_days = information_days
+
+    async def decide_batch(self, claims: Sequence[Claim]) -> set[str]:
+        """Take a batch as far as evidence allows and commit it; the ids that were committed.
+
+        Each application goes its own way: one that a stage cannot answer for drops out as deferred or awaiting
+        information, and none is ever declined for it. Raises DependencyDown when the store cannot commit; the leases
+        then end by themselves and the work is done again.
+        """
+        results: list[Result] = []
+        cases = [self._open(claim) for claim in claims]
+        cases = await self._stage(cases, self._bureau.gather, _set_profile, results)
+        cases = await self._stage(cases, self._scoring.score, _set_score, results)
+        cases = await self._stage(cases, self._pricing.price, _set_pricing, results)
+        results.extend(self._conclude(case) for case in cases)
+        return await self._store.settle(results)
+
+    def _open(self, claim: Claim) -> Case:
+        application = Application.FromString(claim.payload)
+        party = borrower(application)
+        applied_on = dt.datetime.fromtimestamp(claim.created_at, dt.UTC).date()
+        age = age_on(party.identity.value, applied_on) if party.kind == Party.KIND_PERSON else None
+        return Case(claim, application, age_years=age)
+
+    async def _stage(
+        self,
+        cases: list[Case],
+        ask: Callable[[Sequence[Case]], Awaitable[Sequence[T | Unavailable | Unfit]]],
+        keep: Callable[[Case, T], None],
+        results: list[Result],
+    ) -> list[Case]:
+        """Ask one service about all cases; those it answered for go on, the others become results."""
+        going_on = []
+        for case, answer in zip(cases, await ask(cases) if cases else (), strict=True):
+            if isinstance(answer, Unavailable):
+                results.append(self._without(case, answer))
+            elif isinstance(answer, Unfit):
+                results.append(self._awaiting(case, [{"field": answer.field, "source": "", "reason": answer.reason}]))
+            else:
+                keep(case, answer)
+                going_on.append(case)
+        return going_on
+
+    def _conclude(self, case: Case) -> Result:
+        pricing, profile, score = case.pricing, case.profile, case.score
+        assert pricing is not None
+        assert profile is not None
+        assert score is not None
+        if pricing.outcome == Pricing.OUTCOME_UNDETERMINED:
+            return self._without(case, Unavailable("source_missing", missing_sources=tuple(pricing.missing_sources)))
+        # Whatever pricing says, a decline leaves this house on complete evidence that is in date, or not at all.
+        if pricing.outcome == Pricing.OUTCOME_DECLINED and (gaps := self._gaps(profile)):
+            return self._without(case, Unavailable("source_missing", missing_sources=gaps))
+        if pricing.outcome not in _OUTCOMES:
+            return self._without(case, Unavailable("pricing_error"))
+        return self._decided(case, profile, score, pricing)
+
+    def _gaps(self, profile: CreditProfile) -> tuple[str, ...]:
+        now_s = self._clock.now().timestamp()
+        return tuple(
+            report.source
+            for report in profile.reports
+            if report.state not in _COMPLETE or report.usable_until_time.ToNanoseconds() / 1e9 <= now_s
+        )
+
+    def _decided(self, case: Case, profile: CreditProfile, score: Score, pricing: Pricing) -> Decided:
+        now = self._clock.now()
+        decision = Decision(
+            assessment=case.claim.assessment,
+            outcome=_OUTCOMES[pricing.outcome],
+            offers=pricing.offers,
+            reasons=[*pricing.reasons, *score.factors],
+            grade=score.grade,
+            pd=score.pd,
+            degradations=pricing.degradations,
+            model=score.model,
+            policy=pricing.policy,
+        )
+        decision.decide_time.FromDatetime(now)
+        outcome = Pricing.Outcome.Name(pricing.outcome).removeprefix("OUTCOME_")
+        return Decided(
+            claim=case.claim,
+            outcome=outcome,
+            grade=score.grade,
+            decision=decision.SerializeToString(),
+            profile=profile.SerializeToString(),
+            score=score.SerializeToString(),
+            pricing=pricing.SerializeToString(),
+            decided_at=now.timestamp(),
+            due_at=max((o.expire_time.ToNanoseconds() / 1e9 for o in pricing.offers), default=None),
+            details={
+                "outcome": outcome,
+                "assessment": str(case.claim.assessment),
+                "model": score.model,
+                "policy": pricing.policy,
+                "degradations": ",".join(pricing.degradations),
+            },
+        )
+
+    def _without(self, case: Case, gap: Unavailable) -> Result:
+        """What to do without an answer: ask the applicant for a consent, or try again; never decline."""
+        reports = {report.source: report for report in case.profile.reports} if case.profile else {}
+        absent = [reports[source] for source in gap.missing_sources if source in reports]
+        unconsented = [r.source for r in absent if r.state == SourceReport.STATE_NO_CONSENT]
+        if unconsented:
+            return self._awaiting(
+                case, [{"field": "consents", "source": source, "reason": "CONSENT_MISSING"} for source in unconsented]
+            )
+        waiting_for = tuple(f"source_missing:{source}" for source in gap.missing_sources) or (gap.cause,)
+        return Deferred(case.claim, waiting_for, self._retry_s(case, gap, absent), self._clock.now().timestamp())
+
+    def _retry_s(self, case: Case, gap: Unavailable, absent: Iterable[SourceReport]) -> float:
+        """When to look again: when the last of the missing sources may be back, else after a jittered backoff."""
+        now_s = self._clock.now().timestamp()
+        hints = [r.retry_time.ToNanoseconds() / 1e9 - now_s for r in absent if r.HasField("retry_time")]
+        backoff = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(case.claim.attempts - 1, 10))
+        wait = max([gap.retry_s or backoff, *hints])
+        return min(BACKOFF_MAX_S, wait) * self._dice.uniform(0.8, 1.2)
+
+    def _awaiting(self, case: Case, missing: list[dict[str, str]]) -> Awaiting:
+        now_s = self._clock.now().timestamp()
+        return Awaiting(case.claim, tuple(missing), now_s + self._information_days * 86400, now_s)
+
+
+def _set_profile(case: Case, profile: CreditProfile) -> None:
+    case.profile = profile
+
+
+def _set_score(case: Case, score: Score) -> None:
+    case.score = score
+
+
+def _set_pricing(case: Case, pricing: Pricing) -> None:
+    case.pricing = pricing

@@ -1,0 +1,111 @@
+"""What the pipeline needs of the world: a store and three services. Fakes and the real ones both fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lending.bureau.v1.bureau_service_pb2 import CreditProfile
+from lending.intake.v1.intake_service_pb2 import Application
+from lending.pricing.v1.pricing_service_pb2 import Pricing
+from lending.scoring.v1.scoring_service_pb2 import Score
+
+from services.intake.application import Claim
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A stage could not answer for one application. A value, not an exception: it can only make things later."""
+
+    cause: str
+    """Stable word for the event and the caller, e.g. `scoring_unavailable`."""
+    retry_s: float | None = None
+    """When to try again; None: after the usual backoff."""
+    missing_sources: tuple[str, ...] = ()
+    """Sources whose absence is the reason."""
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A stage says that the request itself cannot be answered, e.g. a product that does not exist."""
+
+    field: str
+    reason: str
+
+
+@dataclass
+class Case:
+    """One application on its way through the stages; each stage adds what it found."""
+
+    claim: Claim
+    application: Application
+    profile: CreditProfile | None = None
+    score: Score | None = None
+    pricing: Pricing | None = None
+    age_years: int | None = None
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision ready to commit."""
+
+    claim: Claim
+    outcome: str
+    grade: str
+    decision: bytes
+    profile: bytes
+    score: bytes
+    pricing: bytes
+    decided_at: float
+    due_at: float | None
+    details: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """Not decidable now; try again."""
+
+    claim: Claim
+    waiting_for: tuple[str, ...]
+    retry_s: float
+    at: float
+
+
+@dataclass(frozen=True)
+class Awaiting:
+    """Not decidable without something from the applicant."""
+
+    claim: Claim
+    missing: tuple[dict[str, str], ...]
+    due_at: float
+    at: float
+
+
+Result = Decided | Deferred | Awaiting
+
+
+class Bureau(Protocol):
+    """Gathers profiles; one answer a case, in order; never raises."""
+
+    async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Unavailable | Unfit]: ...
+
+
+class Scoring(Protocol):
+    """Scores profiles; one answer a case, in order; never raises."""
+
+    async def score(self, cases: Sequence[Case]) -> Sequence[Score | Unavailable | Unfit]: ...
+
+
+class Pricer(Protocol):
+    """Prices applications; one answer a case, in order; never raises."""
+
+    async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Unavailable | Unfit]: ...
+
+
+class Settlement(Protocol):
+    """The part of the store that the pipeline writes to."""
+
+    async def settle(self, results: Sequence[Result]) -> set[str]:
+        """Commit results whose fence still holds; the ids that were. Raises DependencyDown."""
+        ...

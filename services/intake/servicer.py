@@ -1,0 +1,359 @@
+"""The intake RPCs: proto in, domain out, errors to status. Nothing is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import grpc
+from lending.bureau.v1.bureau_service_pb2 import CreditProfile
+from lending.intake.v1 import intake_service_pb2 as pb
+from lending.intake.v1.intake_service_pb2_grpc import IntakeServiceServicer
+from lending.pricing.v1.pricing_service_pb2 import Pricing, ScheduleRepaymentsResponse
+from lending.scoring.v1.scoring_service_pb2 import Score
+from lending.type.v1.offer_pb2 import Offer
+
+from loanmesh.runtime.batching import Batcher
+from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.deadline import remaining_s
+from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotFound, RequestIdConflict, WrongState
+from loanmesh.runtime.status import item_status
+from loanmesh.runtime.validation import violations
+from services.intake import application as domain
+from services.intake.application import FINAL, New, Snapshot, State, Stored
+from services.intake.estimate import Estimate
+from services.intake.explain import Label, explain
+from services.intake.store import Store
+from services.intake.watch import Watch
+from services.intake.worker import Worker
+
+DEFAULT_CLIENT = "local"
+CLIENT_HEADER = "loanmesh-client"
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Schedules = Callable[[Sequence[Offer]], Any]
+
+
+class IntakeServicer(IntakeServiceServicer):
+    """Answers callers from the store; hands what it accepts to the worker."""
+
+    def __init__(
+        self,
+        store: Store,
+        worker: Worker,
+        watch: Watch,
+        estimate: Estimate,
+        schedules: _Schedules,
+        labels: Mapping[str, Label],
+        clock: Clock,
+        new_id: Callable[[], str],
+        accepts_waiting_max: int,
+    ) -> None:
+        self._store = store
+        self._worker = worker
+        self._watch = watch
+        self._estimate = estimate
+        self._schedules = schedules
+        self._labels = labels
+        self._clock = clock
+        self._new_id = new_id
+        self._accepts: Batcher[New, Stored] = Batcher(
+            self._accept_batch, max_items=256, max_waiting=accepts_waiting_max, in_flight=2
+        )
+
+    # --- In ---
+
+    async def SubmitApplication(
+        self, request: pb.SubmitApplicationRequest, context: _Context
+    ) -> pb.SubmitApplicationResponse:
+        """Store, acknowledge; wait for the decision where asked."""
+        stored = await self._accept(request.parent, request, _client(context))
+        wait_s = request.wait.ToNanoseconds() / 1e9
+        if wait_s > 0:
+            await self._wait_decided(request.parent, stored.id, remaining_s(self._clock.monotonic(), wait_s))
+        snapshot = await self._store.get(request.parent, stored.id)
+        return pb.SubmitApplicationResponse(application=await self._to_proto(snapshot))
+
+    async def BatchSubmitApplications(
+        self, request: pb.BatchSubmitApplicationsRequest, context: _Context
+    ) -> pb.BatchSubmitApplicationsResponse:
+        """Store many; each for itself."""
+        client = _client(context)
+        outcomes = await asyncio.gather(
+            *(self._accept(request.parent, item, client, check=True) for item in request.requests),
+            return_exceptions=True,
+        )
+        ids = [outcome.id for outcome in outcomes if isinstance(outcome, Stored)]
+        snapshots = await self._store.get_many(ids)
+        response = pb.BatchSubmitApplicationsResponse()
+        for item, outcome in zip(request.requests, outcomes, strict=True):
+            result = response.results.add(request_id=item.request_id)
+            if isinstance(outcome, Stored):
+                result.application.CopyFrom(await self._to_proto(snapshots[outcome.id]))
+            elif isinstance(outcome, LoanmeshError):
+                result.error.CopyFrom(item_status(outcome))
+            else:
+                raise outcome
+        return response
+
+    async def _accept(
+        self, parent: str, request: pb.SubmitApplicationRequest, client: str, check: bool = False
+    ) -> Stored:
+        if check:
+            if request.parent not in ("", parent):
+                raise InvalidRequest(("parent", f"must be empty or {parent}"))
+            item = pb.SubmitApplicationRequest()
+            item.CopyFrom(request)
+            item.parent = parent
+            if found := violations(item):
+                raise InvalidRequest(*found)
+        now = self._clock.now()
+        if unsound := list(domain.unsound(request.application, now)):
+            raise InvalidRequest(*unsound)
+        inputs = domain.inputs_of(request.application)
+        new = New(
+            id=self._new_id(),
+            lender=parent,
+            client_id=client,
+            request_id=request.request_id,
+            payload=inputs.SerializeToString(deterministic=True),
+            payload_hash=domain.digest(inputs),
+            priority=int(inputs.priority or pb.PRIORITY_INTERACTIVE),
+            channel=inputs.channel,
+            created_at=now.timestamp(),
+        )
+        stored = await self._accepts.submit(new)
+        if stored.payload_hash != new.payload_hash:
+            before = pb.Application.FromString((await self._store.get(parent, stored.id)).payload)
+            fields = ", ".join(domain.differing(before, inputs))
+            raise RequestIdConflict(
+                f"request_id {request.request_id} was used for {parent}/applications/{stored.id},"
+                f" which differs in: {fields}",
+                fields=fields,
+            )
+        return stored
+
+    async def _accept_batch(self, batch: Sequence[New]) -> Sequence[Stored]:
+        stored = await self._store.accept([(new, self._worker.has_room) for new in batch])
+        for one in stored:
+            if one.claim:
+                self._worker.offer(one.claim)
+        return stored
+
+    async def _wait_decided(self, lender: str, application_id: str, wait_s: float) -> None:
+        try:
+            async with asyncio.timeout(wait_s):
+                async for _ in self._changes(lender, application_id):
+                    pass
+        except TimeoutError:
+            return  # Pending is a normal answer.
+
+    async def _changes(self, lender: str, application_id: str) -> AsyncIterator[Snapshot]:
+        with self._watch(application_id) as watching:
+            revision = 0
+            while True:
+                snapshot = await self._store.get(lender, application_id)
+                if snapshot.revision > revision:
+                    revision = snapshot.revision
+                    yield snapshot
+                if snapshot.state in FINAL:
+                    return
+                await watching.next_change()
+
+    # --- Reads ---
+
+    async def GetApplication(self, request: pb.GetApplicationRequest, context: _Context) -> pb.GetApplicationResponse:
+        """One application."""
+        return pb.GetApplicationResponse(application=await self._read(request.name))
+
+    async def ListApplications(
+        self, request: pb.ListApplicationsRequest, context: _Context
+    ) -> pb.ListApplicationsResponse:
+        """A page."""
+        page, token = await self._store.page(
+            request.parent, request.page_size or 50, request.page_token, request.filter, request.order_by
+        )
+        response = pb.ListApplicationsResponse(next_page_token=token)
+        for snapshot in page:
+            listed = await self._to_proto(snapshot)
+            listed.decision.ClearField("reasons")
+            response.applications.append(listed)
+        return response
+
+    async def WatchApplication(
+        self, request: pb.WatchApplicationRequest, context: _Context
+    ) -> AsyncIterator[pb.WatchApplicationResponse]:
+        """Each change until the end."""
+        async for snapshot in self._changes(*_split(request.name)):
+            yield pb.WatchApplicationResponse(application=await self._to_proto(snapshot))
+
+    async def ListEvents(self, request: pb.ListEventsRequest, context: _Context) -> pb.ListEventsResponse:
+        """A page of history, with the chain checked from its first event."""
+        lender, application_id = _split(request.parent)
+        events = await self._store.events(lender, application_id)
+        if request.page_token and not request.page_token.isdigit():
+            raise InvalidRequest(("page_token", "is not one that this service gave out"))
+        start = int(request.page_token or 0)
+        size = request.page_size or 100
+        response = pb.ListEventsResponse(chain_intact=_intact(application_id, events))
+        for event in events[start : start + size]:
+            added = response.events.add(
+                name=f"{request.parent}/events/{event.seq}",
+                kind=event.kind,
+                actor=event.actor,
+                details=event.details,
+                hash=event.hash,
+            )
+            _set_time(added.event_time, event.at)
+        if start + size < len(events):
+            response.next_page_token = str(start + size)
+        return response
+
+    async def ExplainDecision(
+        self, request: pb.ExplainDecisionRequest, context: _Context
+    ) -> pb.ExplainDecisionResponse:
+        """From what was stored; schedules from pricing."""
+        lender, application_id = _split(request.name)
+        snapshot = await self._store.get(lender, application_id)
+        stored = await self._store.decision_with_evidence(lender, application_id, request.assessment)
+        if stored is None:
+            which = f"has no decided assessment {request.assessment}" if request.assessment else "is not decided"
+            raise WrongState(
+                f"application {application_id} {which}; it is {snapshot.state}; WatchApplication tells when it is",
+                state=snapshot.state.value,
+            )
+        decision = pb.Decision.FromString(stored[0])
+        loan = pb.Application.FromString(snapshot.payload).loan
+        summary_zh, summary_en = explain(decision, loan, self._labels)
+        response = pb.ExplainDecisionResponse(
+            decision=decision,
+            loan=loan,
+            profile=CreditProfile.FromString(stored[1]),
+            score=Score.FromString(stored[2]),
+            pricing=Pricing.FromString(stored[3]),
+            summary_zh=summary_zh,
+            summary_en=summary_en,
+        )
+        if request.include_schedules and decision.offers:
+            schedules: ScheduleRepaymentsResponse = await self._schedules(decision.offers)
+            for offer, schedule in zip(decision.offers, schedules.schedules, strict=True):
+                response.schedules.add(offer_id=offer.offer_id, instalments=schedule.instalments)
+        return response
+
+    # --- Changes ---
+
+    async def SupplyInformation(
+        self, request: pb.SupplyInformationRequest, context: _Context
+    ) -> pb.SupplyInformationResponse:
+        """Merge, and look again."""
+
+        def apply(state: State, payload: bytes, _: bytes | None) -> dict[str, object]:
+            domain.require_allowed("supply information to", application_id, state)
+            merged = pb.Application.FromString(payload)
+            merged.consents.extend(request.consents)
+            merged.declaration.MergeFrom(request.declaration)
+            if unsound := list(domain.unsound(merged, self._clock.now())):
+                raise InvalidRequest(*unsound)
+            return {
+                "payload": merged.SerializeToString(deterministic=True),
+                "state": State.PENDING.value,
+                "missing": "[]",
+                "due_at": None,
+                "not_before": 0.0,
+            }
+
+        _, application_id = _split(request.name)
+        return pb.SupplyInformationResponse(application=await self._change(request, "information_supplied", {}, apply))
+
+    async def AcceptOffer(self, request: pb.AcceptOfferRequest, context: _Context) -> pb.AcceptOfferResponse:
+        """Accept one offer, while it is valid."""
+
+        def apply(state: State, _: bytes, decided: bytes | None) -> dict[str, object]:
+            domain.require_allowed("accept an offer of", application_id, state)
+            offers = {o.offer_id: o for o in pb.Decision.FromString(decided or b"").offers}
+            if request.offer_id not in offers:
+                known = ", ".join(offers) or "none"
+                raise NotFound(f"application {application_id} has no {request.offer_id}; its offers are: {known}")
+            if offers[request.offer_id].expire_time.ToDatetime(dt.UTC) <= self._clock.now():
+                raise WrongState(f"{request.offer_id} of application {application_id} is no longer valid; apply again")
+            return {"state": State.OFFER_ACCEPTED.value, "accepted_offer": request.offer_id, "due_at": None}
+
+        _, application_id = _split(request.name)
+        details = {"offer": request.offer_id}
+        return pb.AcceptOfferResponse(application=await self._change(request, "offer_accepted", details, apply))
+
+    async def WithdrawApplication(
+        self, request: pb.WithdrawApplicationRequest, context: _Context
+    ) -> pb.WithdrawApplicationResponse:
+        """Withdraw, before an offer is accepted."""
+
+        def apply(state: State, _: bytes, __: bytes | None) -> dict[str, object]:
+            domain.require_allowed("withdraw", application_id, state)
+            return {"state": State.WITHDRAWN.value, "due_at": None}
+
+        _, application_id = _split(request.name)
+        return pb.WithdrawApplicationResponse(application=await self._change(request, "withdrawn", {}, apply))
+
+    async def _change(
+        self,
+        request: pb.SupplyInformationRequest | pb.AcceptOfferRequest | pb.WithdrawApplicationRequest,
+        kind: str,
+        details: dict[str, str],
+        apply: Callable[[State, bytes, bytes | None], dict[str, object]],
+    ) -> pb.Application:
+        lender, application_id = _split(request.name)
+        said = f"{kind}:{domain.digest(request)}"
+        await self._store.change(lender, application_id, request.request_id, said, kind, details, apply)
+        self._watch.changed([application_id])
+        return await self._read(request.name)
+
+    # --- Out ---
+
+    async def _read(self, name: str) -> pb.Application:
+        return await self._to_proto(await self._store.get(*_split(name)))
+
+    async def _to_proto(self, snapshot: Snapshot) -> pb.Application:
+        application = pb.Application.FromString(snapshot.payload)
+        application.name = f"{snapshot.lender}/applications/{snapshot.id}"
+        application.state = pb.Application.State.Value(f"STATE_{snapshot.state}")
+        application.revision = snapshot.revision
+        application.accepted_offer_id = snapshot.accepted_offer
+        application.waiting_for.extend(snapshot.waiting_for)
+        application.missing_information.extend(pb.MissingInformation(**missing) for missing in snapshot.missing)
+        _set_time(application.create_time, snapshot.created_at)
+        _set_time(application.update_time, snapshot.updated_at)
+        if snapshot.due_at is not None:
+            _set_time(application.due_time, snapshot.due_at)
+        if snapshot.decision is not None:
+            application.decision.ParseFromString(snapshot.decision)
+        if snapshot.state == State.PENDING:
+            start = max(snapshot.not_before, self._clock.now().timestamp())
+            _set_time(application.estimate_time, start + await self._estimate.seconds())
+        return application
+
+
+def _client(context: _Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == CLIENT_HEADER and isinstance(value, str):
+            return value[:64]
+    return DEFAULT_CLIENT
+
+
+def _split(name: str) -> tuple[str, str]:
+    lender, application_id = name.split("/applications/")
+    return lender, application_id
+
+
+def _set_time(field: Any, seconds: float) -> None:
+    field.FromNanoseconds(round(seconds * 1e6) * 1000)
+
+
+def _intact(application_id: str, events: Sequence[domain.Happening]) -> bool:
+    before = ""
+    for number, event in enumerate(events, start=1):
+        bare = domain.Happening(event.seq, event.kind, event.at, event.actor, event.details)
+        if event.seq != number or event.hash != domain.chain(before, application_id, bare):
+            return False
+        before = event.hash
+    return True

@@ -1,0 +1,57 @@
+"""Every knob of intake: unit, default, what turning it does."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from loanmesh.runtime.settings import ServerSettings, ServiceSettings
+
+
+class Lease(BaseModel, frozen=True, extra="forbid"):
+    """How replicas share the work."""
+
+    duration_s: Annotated[float, Field(gt=0)] = 10.0
+    """How long a claim holds. Longer than the slowest batch; shorter means faster takeover after a crash."""
+    poll_s: Annotated[float, Field(gt=0)] = 0.2
+    """How often free replicas look for work that nobody holds."""
+
+
+class Work(BaseModel, frozen=True, extra="forbid"):
+    """How much a replica does at once."""
+
+    batch_max: Annotated[int, Field(ge=1, le=256)] = 64
+    """Applications a batch."""
+    batches_in_flight: Annotated[int, Field(ge=1, le=64)] = 4
+    """Batches under way at once. More hide slow sources; fewer make larger, cheaper batches."""
+    held_max: Annotated[int, Field(ge=1)] = 1024
+    """Applications held in memory; beyond, they wait in the store."""
+    accepts_waiting_max: Annotated[int, Field(ge=1)] = 4096
+    """Submits that wait for the disk; beyond, callers are asked to come again."""
+
+
+class Due(BaseModel, frozen=True, extra="forbid"):
+    """How long we wait for people."""
+
+    information_days: Annotated[float, Field(gt=0)] = 14.0
+    """Days an applicant has to supply what is missing."""
+
+
+class IntakeSettings(ServiceSettings):
+    """INTAKE_* in the environment, `intake:` in the file."""
+
+    model_config = SettingsConfigDict(env_prefix="INTAKE_", env_nested_delimiter="__", frozen=True, extra="forbid")
+    server: ServerSettings = ServerSettings(listen="127.0.0.1:7401")
+    database_url: SecretStr = SecretStr("sqlite:///var/intake.db")
+    """`sqlite:///path` or `postgresql://user:password@host/name`."""
+    bureau: str = "127.0.0.1:7402"
+    """Addresses of bureau: host:port, several with commas, or dns:///name:port."""
+    scoring: str = "127.0.0.1:7403"
+    """Addresses of scoring."""
+    pricing: str = "127.0.0.1:7404"
+    """Addresses of pricing."""
+    lease: Lease = Lease()
+    work: Work = Work()
+    due: Due = Due()

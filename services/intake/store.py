@@ -1,0 +1,422 @@
+"""Intake's store: the only module here that knows SQL. Each change is one script, one transaction, on either database.
+
+Two numbers keep it safe. `fence` counts claims: who lost a lease holds an old one and changes nothing. `revision`
+counts events: any change that somebody else made first makes ours fail.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import json
+import re
+from collections.abc import Callable, Sequence
+
+from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.database import Database, Row, Script, Statement
+from loanmesh.runtime.errors import InvalidRequest, NotFound, RequestIdConflict
+from services.intake.application import Claim, Happening, New, Snapshot, State, Stored, chain
+from services.intake.ports import Awaiting, Decided, Deferred, Result
+
+_INSERT = """
+INSERT INTO application (id, lender, client_id, request_id, payload, payload_hash, priority, channel, created_at,
+  updated_at, owner, fence, lease_until, attempts, not_before, event_hash,
+  state, waiting_for, missing, assessment, accepted_offer, revision)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, {now} + ?, 1, ?, ?, 'PENDING', '[]', '[]', 1, '', 1)
+ON CONFLICT (lender, client_id, request_id) DO NOTHING RETURNING id"""
+_FIND = "SELECT id, payload_hash FROM application WHERE lender = ? AND client_id = ? AND request_id = ?"
+_CLAIM = """
+UPDATE application SET owner = ?, fence = fence + 1, attempts = attempts + 1, lease_until = {now} + ?
+WHERE id IN (SELECT id FROM application
+  WHERE state = 'PENDING' AND not_before <= {now} AND (owner IS NULL OR lease_until < {now})
+  ORDER BY priority, not_before LIMIT ? {skip_locked})
+RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at"""
+_RENEW = """
+UPDATE application SET lease_until = {now} + ? WHERE id = ? AND fence = ? AND owner = ? AND state = 'PENDING'
+RETURNING id"""
+_RELEASE = "UPDATE application SET owner = NULL, lease_until = NULL WHERE id = ? AND fence = ? AND owner = ?"
+# Fence and revision before the inserts: a replica that lost its lease must fail here, not later.
+_DECIDE = """
+UPDATE application SET state = 'DECIDED', outcome = ?, grade = ?, due_at = ?, owner = NULL, lease_until = NULL,
+  waiting_for = '[]', missing = '[]', revision = revision + 1, event_hash = ?, updated_at = ?
+WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
+_AWAIT = """
+UPDATE application SET state = 'AWAITING_INFORMATION', missing = ?, due_at = ?, owner = NULL, lease_until = NULL,
+  waiting_for = '[]', revision = revision + 1, event_hash = ?, updated_at = ?
+WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
+_DEFER = """
+UPDATE application SET owner = NULL, lease_until = NULL, not_before = {now} + ?, waiting_for = ?,
+  revision = revision + ?, event_hash = ?, updated_at = ?
+WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
+_INSERT_EVENT = "INSERT INTO event (application_id, seq, kind, at, actor, details, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_INSERT_DECISION = """
+INSERT INTO decision (application_id, assessment, fence, payload, decided_at) VALUES (?, ?, ?, ?, ?)"""
+_INSERT_EVIDENCE = """
+INSERT INTO evidence (application_id, assessment, profile, score, pricing) VALUES (?, ?, ?, ?, ?)"""
+_SNAPSHOT = """
+SELECT a.id, a.lender, a.payload, a.state, a.not_before, a.waiting_for, a.missing, a.due_at, a.assessment,
+  a.accepted_offer, a.revision, a.created_at, a.updated_at, d.payload, a.event_hash
+FROM application a LEFT JOIN decision d ON d.application_id = a.id AND d.assessment = a.assessment """
+_LOCK = "SELECT revision, event_hash, state, payload FROM application WHERE id = ? AND lender = ? {for_update}"
+_FIND_REQUEST = "SELECT payload_hash FROM request WHERE application_id = ? AND request_id = ?"
+_INSERT_REQUEST = "INSERT INTO request (application_id, request_id, payload_hash) VALUES (?, ?, ?)"
+_OVERDUE = """
+SELECT id, revision, event_hash, state FROM application
+WHERE due_at IS NOT NULL AND due_at < {now} AND state IN ('AWAITING_INFORMATION', 'DECIDED') LIMIT 100 {skip_locked}"""
+_BACKLOG = "SELECT count(*) FROM application WHERE state = 'PENDING' AND not_before <= {now}"
+_EVENTS = """
+SELECT seq, kind, at, actor, details, hash FROM event WHERE application_id = ? AND seq > ? ORDER BY seq LIMIT ?"""
+
+_FILTERS = {
+    "state": "a.state", "outcome": "a.outcome", "grade": "a.grade", "channel": "a.channel",
+    "create_time": "a.created_at",
+}  # fmt: skip
+
+
+class Store:
+    """Applications, decisions, evidence and events, on disk when a method returns. All raise DependencyDown."""
+
+    def __init__(self, database: Database, clock: Clock, owner: str, lease_s: float) -> None:
+        self._database = database
+        self._clock = clock
+        self._owner = owner
+        self._lease_s = lease_s
+
+    async def accept(self, batch: Sequence[tuple[New, bool]]) -> list[Stored]:
+        """Store new applications, each with (our) first lease where asked for; one answer each, in order.
+
+        One that is there already, under the same lender, client and request_id, is answered as it was stored.
+        """
+        first = {
+            new.id: Happening(1, "accepted", new.created_at, self._owner, {"channel": new.channel}) for new, _ in batch
+        }
+        hashes = {key: chain("", key, event) for key, event in first.items()}
+
+        def script() -> Script[list[Stored]]:
+            rows = [
+                (n.id, n.lender, n.client_id, n.request_id, n.payload, n.payload_hash, n.priority, n.channel,
+                 n.created_at, n.created_at, self._owner if ours else None, self._lease_s if ours else 0.0,
+                 n.created_at if ours else 0.0, hashes[n.id])
+                for n, ours in batch
+            ]  # fmt: skip
+            inserted = {row[0] for row in (yield Statement(_INSERT, rows))}
+            yield Statement(
+                _INSERT_EVENT, [_event_row(key, first[key], hashes[key]) for key in first if key in inserted]
+            )
+            old = [n for n, _ in batch if n.id not in inserted]
+            found = iter((yield Statement(_FIND, [(n.lender, n.client_id, n.request_id) for n in old])))
+            answers = []
+            for new, ours in batch:
+                if new.id in inserted:
+                    claim = Claim(new.id, new.lender, 1, 1, 1, 1, hashes[new.id], new.payload, "[]", new.created_at)
+                    answers.append(Stored(new.id, new.payload_hash, False, claim if ours else None))
+                else:
+                    application_id, payload_hash = next(found)
+                    answers.append(Stored(application_id, payload_hash, True))
+            return answers
+
+        return await self._database.run(script)
+
+    async def claim(self, at_most: int) -> list[Claim]:
+        """Lease open applications that nobody holds, most urgent first."""
+
+        def script() -> Script[list[Row]]:
+            return (yield Statement(_CLAIM, [(self._owner, self._lease_s, at_most)]))
+
+        return [Claim(*row) for row in await self._database.run(script)]
+
+    async def renew(self, claims: Sequence[Claim]) -> set[str]:
+        """Hold on to leases; the ids that are still ours."""
+
+        def script() -> Script[set[str]]:
+            rows = [(self._lease_s, claim.id, claim.fence, self._owner) for claim in claims]
+            return {row[0] for row in (yield Statement(_RENEW, rows))}
+
+        return await self._database.run(script)
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """Give leases back, so that others need not wait for them to end."""
+
+        def script() -> Script[None]:
+            yield Statement(_RELEASE, [(claim.id, claim.fence, self._owner) for claim in claims])
+
+        await self._database.run(script)
+
+    async def settle(self, results: Sequence[Result]) -> set[str]:
+        """Commit what the pipeline found, where fence and revision still hold; the ids that were."""
+
+        def script() -> Script[set[str]]:
+            decided = yield from self._decide([r for r in results if isinstance(r, Decided)])
+            deferred = yield from self._defer([r for r in results if isinstance(r, Deferred)])
+            awaiting = yield from self._await([r for r in results if isinstance(r, Awaiting)])
+            return decided | deferred | awaiting
+
+        return await self._database.run(script)
+
+    def _decide(self, results: Sequence[Decided]) -> Script[set[str]]:
+        events = {r.claim.id: self._next(r.claim, "decided", r.decided_at, r.details) for r in results}
+        rows = [
+            (
+                r.outcome,
+                r.grade,
+                r.due_at,
+                events[r.claim.id].hash,
+                r.decided_at,
+                r.claim.id,
+                r.claim.fence,
+                r.claim.revision,
+            )
+            for r in results
+        ]
+        ours = {row[0] for row in (yield Statement(_DECIDE, rows))}
+        won = [r for r in results if r.claim.id in ours]
+        yield Statement(
+            _INSERT_DECISION, [(r.claim.id, r.claim.assessment, r.claim.fence, r.decision, r.decided_at) for r in won]
+        )
+        yield Statement(
+            _INSERT_EVIDENCE, [(r.claim.id, r.claim.assessment, r.profile, r.score, r.pricing) for r in won]
+        )
+        yield from _record(events, ours)
+        return ours
+
+    def _await(self, results: Sequence[Awaiting]) -> Script[set[str]]:
+        events = {
+            r.claim.id: self._next(r.claim, "awaiting_information", r.at, {"missing": _names(r.missing)})
+            for r in results
+        }
+        rows = [
+            (
+                json.dumps(r.missing),
+                r.due_at,
+                events[r.claim.id].hash,
+                r.at,
+                r.claim.id,
+                r.claim.fence,
+                r.claim.revision,
+            )
+            for r in results
+        ]
+        ours = {row[0] for row in (yield Statement(_AWAIT, rows))}
+        yield from _record(events, ours)
+        return ours
+
+    def _defer(self, results: Sequence[Deferred]) -> Script[set[str]]:
+        # An event only when the cause changes: a source that is dead for hours must not fill the history.
+        events = {
+            r.claim.id: self._next(r.claim, "deferred", r.at, {"waiting_for": ",".join(r.waiting_for)})
+            for r in results
+            if json.dumps(r.waiting_for) != r.claim.waiting_for
+        }
+        rows = []
+        for r in results:
+            event = events.get(r.claim.id)
+            rows.append(
+                (r.retry_s, json.dumps(r.waiting_for), 1 if event else 0, event.hash if event else r.claim.event_hash,
+                 r.at, r.claim.id, r.claim.fence, r.claim.revision)
+            )  # fmt: skip
+        ours = {row[0] for row in (yield Statement(_DEFER, rows))}
+        yield from _record(events, ours)
+        return ours
+
+    async def change(
+        self,
+        lender: str,
+        application_id: str,
+        request_id: str,
+        payload_hash: str,
+        kind: str,
+        details: dict[str, str],
+        apply: Callable[[State, bytes, bytes | None], dict[str, object]],
+    ) -> None:
+        """Change an application once per request_id; asking again changes nothing.
+
+        apply  takes state, payload and decision, raises a CallerError or answers the columns to set.
+        Raises NotFound; RequestIdConflict when the request_id was used for something else.
+        """
+        at = self._clock.now().timestamp()
+
+        def script() -> Script[None]:
+            rows = yield Statement(_LOCK, [(application_id, lender)])
+            if not rows:
+                raise unknown(lender, application_id)
+            revision, before, state, payload = rows[0]
+            used = yield Statement(_FIND_REQUEST, [(application_id, request_id)])
+            if used:
+                if used[0][0] != payload_hash:
+                    raise RequestIdConflict(f"request_id {request_id} was used for another change of this application")
+                return
+            decisions = yield Statement(
+                "SELECT d.payload FROM decision d JOIN application a ON a.id = d.application_id"
+                " AND a.assessment = d.assessment WHERE a.id = ?",
+                [(application_id,)],
+            )
+            columns = apply(State(state), payload, decisions[0][0] if decisions else None)
+            yield from self._update(application_id, revision, before, columns, kind, at, details)
+            yield Statement(_INSERT_REQUEST, [(application_id, request_id, payload_hash)])
+
+        await self._database.run(script)
+
+    def _update(
+        self,
+        application_id: str,
+        revision: int,
+        before: str,
+        columns: dict[str, object],
+        kind: str,
+        at: float,
+        details: dict[str, str],
+    ) -> Script[None]:
+        event = Happening(revision + 1, kind, at, self._owner, details)
+        hash_ = chain(before, application_id, event)
+        names = ", ".join(f"{name} = ?" for name in columns)
+        yield Statement(
+            f"UPDATE application SET {names}, owner = NULL, lease_until = NULL, revision = revision + 1,"
+            " event_hash = ?, updated_at = ? WHERE id = ? AND revision = ?",
+            [(*columns.values(), hash_, at, application_id, revision)],
+        )
+        yield Statement(_INSERT_EVENT, [_event_row(application_id, event, hash_)])
+
+    async def expire_overdue(self) -> int:
+        """Expire up to 100 applications whose due time has passed; how many."""
+        at = self._clock.now().timestamp()
+
+        def script() -> Script[int]:
+            rows = yield Statement(_OVERDUE)
+            for application_id, revision, before, state in rows:
+                columns: dict[str, object] = {"state": State.EXPIRED.value, "due_at": None}
+                yield from self._update(application_id, revision, before, columns, "expired", at, {"from": state})
+            return len(rows)
+
+        return await self._database.run(script)
+
+    async def get(self, lender: str, application_id: str) -> Snapshot:
+        """One application. Raises NotFound."""
+        rows = await self._database.read(_SNAPSHOT + "WHERE a.id = ? AND a.lender = ?", (application_id, lender))
+        if not rows:
+            raise unknown(lender, application_id)
+        return _snapshot(rows[0])
+
+    async def get_many(self, ids: Sequence[str]) -> dict[str, Snapshot]:
+        """Those of the given applications that exist."""
+        if not ids:
+            return {}
+        marks = ", ".join("?" * len(ids))
+        rows = await self._database.read(_SNAPSHOT + f"WHERE a.id IN ({marks})", tuple(ids))
+        return {row[0]: _snapshot(row) for row in rows}
+
+    async def revisions(self, ids: Sequence[str]) -> dict[str, int]:
+        """Newest revision of each, for watchers."""
+        if not ids:
+            return {}
+        marks = ", ".join("?" * len(ids))
+        rows = await self._database.read(f"SELECT id, revision FROM application WHERE id IN ({marks})", tuple(ids))
+        return {row[0]: row[1] for row in rows}
+
+    async def page(
+        self, lender: str, page_size: int, page_token: str, filter_: str, order_by: str
+    ) -> tuple[list[Snapshot], str]:
+        """A page and the token for the next ('' at the end). Raises InvalidRequest for filter, order or token."""
+        down = order_by in ("", "create_time desc")
+        conditions, params = parse_filter(filter_)
+        conditions.insert(0, "a.lender = ?")
+        params.insert(0, lender)
+        tag = f"{lender}|{filter_}|{down}"
+        if page_token:
+            created_at, application_id = _open_token(page_token, tag)
+            conditions.append(f"(a.created_at, a.id) {'<' if down else '>'} (?, ?)")
+            params += [created_at, application_id]
+        way = "DESC" if down else "ASC"
+        sql = f"{_SNAPSHOT} WHERE {' AND '.join(conditions)} ORDER BY a.created_at {way}, a.id {way} LIMIT ?"
+        rows = await self._database.read(sql, (*params, page_size + 1))
+        page = [_snapshot(row) for row in rows[:page_size]]
+        token = _make_token(page[-1].created_at, page[-1].id, tag) if len(rows) > page_size else ""
+        return page, token
+
+    async def events(self, lender: str, application_id: str) -> list[Happening]:
+        """The whole history, oldest first. Raises NotFound."""
+        await self.get(lender, application_id)
+        rows = await self._database.read(_EVENTS, (application_id, 0, 100_000))
+        return [Happening(r[0], r[1], r[2], r[3], json.loads(r[4]), r[5]) for r in rows]
+
+    async def decision_with_evidence(
+        self, lender: str, application_id: str, assessment: int
+    ) -> tuple[bytes, bytes, bytes, bytes] | None:
+        """(decision, profile, score, pricing) as stored; the newest for assessment 0; None where there is none."""
+        await self.get(lender, application_id)
+        rows = await self._database.read(
+            "SELECT d.payload, e.profile, e.score, e.pricing FROM decision d JOIN evidence e"
+            " ON e.application_id = d.application_id AND e.assessment = d.assessment"
+            " WHERE d.application_id = ? AND (? = 0 OR d.assessment = ?) ORDER BY d.assessment DESC LIMIT 1",
+            (application_id, assessment, assessment),
+        )
+        return (rows[0][0], rows[0][1], rows[0][2], rows[0][3]) if rows else None
+
+    async def backlog(self) -> int:
+        """Applications that could be worked on now and are not decided."""
+        return int((await self._database.read(_BACKLOG))[0][0])
+
+    def _next(self, claim: Claim, kind: str, at: float, details: dict[str, str]) -> Happening:
+        event = Happening(claim.revision + 1, kind, at, self._owner, details)
+        return Happening(event.seq, kind, at, self._owner, details, chain(claim.event_hash, claim.id, event))
+
+
+def unknown(lender: str, application_id: str) -> NotFound:
+    """The error for an id that the lender has not."""
+    return NotFound(f"there is no {lender}/applications/{application_id}")
+
+
+def parse_filter(text: str) -> tuple[list[str], list[object]]:
+    """SQL conditions and parameters of an AIP-160 filter. Raises InvalidRequest naming the part not understood."""
+    conditions: list[str] = []
+    params: list[object] = []
+    for part in filter(None, re.split(r"\s+AND\s+", text.strip())):
+        match = re.fullmatch(r"(\w+)\s*(=|!=|<=|>=|<|>)\s*\"?([^\"\s]+)\"?", part)
+        if not match or match[1] not in _FILTERS or (match[2] not in ("=", "!=") and match[1] != "create_time"):
+            raise InvalidRequest(
+                ("filter", f"cannot read {part!r}; known fields are {', '.join(_FILTERS)}, joined by AND")
+            )
+        value: object = match[3]
+        if match[1] == "create_time":
+            try:
+                value = dt.datetime.fromisoformat(match[3]).replace(tzinfo=dt.UTC).timestamp()
+            except ValueError as error:
+                raise InvalidRequest(("filter", f"{match[3]!r} is no RFC 3339 time")) from error
+        conditions.append(f"{_FILTERS[match[1]]} {match[2]} ?")
+        params.append(value)
+    return conditions, params
+
+
+def _make_token(created_at: float, application_id: str, tag: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps([created_at, application_id, tag]).encode()).decode()
+
+
+def _open_token(token: str, tag: str) -> tuple[float, str]:
+    try:
+        created_at, application_id, made_for = json.loads(base64.urlsafe_b64decode(token.encode()))
+    except (ValueError, binascii.Error) as error:
+        raise InvalidRequest(("page_token", "is not one that this service gave out")) from error
+    if made_for != tag:
+        raise InvalidRequest(("page_token", "belongs to another lender, filter or order"))
+    return float(created_at), str(application_id)
+
+
+def _names(missing: Sequence[dict[str, str]]) -> str:
+    return ",".join(":".join(filter(None, (m["field"], m["source"]))) for m in missing)
+
+
+def _record(events: dict[str, Happening], ours: set[str]) -> Script[None]:
+    yield Statement(_INSERT_EVENT, [_event_row(key, event, event.hash) for key, event in events.items() if key in ours])
+
+
+def _event_row(application_id: str, event: Happening, hash_: str) -> Row:
+    details = json.dumps(event.details, ensure_ascii=False)
+    return (application_id, event.seq, event.kind, event.at, event.actor, details, hash_)
+
+
+def _snapshot(row: Row) -> Snapshot:
+    return Snapshot(
+        id=row[0], lender=row[1], payload=row[2], state=State(row[3]), not_before=row[4],
+        waiting_for=tuple(json.loads(row[5])), missing=tuple(json.loads(row[6])), due_at=row[7], assessment=row[8],
+        accepted_offer=row[9], revision=row[10], created_at=row[11], updated_at=row[12], decision=row[13],
+    )  # fmt: skip
