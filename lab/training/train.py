@@ -67,7 +67,11 @@ def quality(labels: Any, pd: Any, repeats: int = 300) -> dict[str, list[float]]:
             "calibration_slope": float(fit.coef_[0, 0]), "expected_over_observed": float(p.mean() / y.mean()),
         }  # fmt: skip
 
-    drawn = [figures(labels[i], pd[i]) for i in (rng.integers(0, len(pd), len(pd)) for _ in range(repeats)) if labels[i].any()]
+    drawn = [
+        figures(labels[i], pd[i])
+        for i in (rng.integers(0, len(pd), len(pd)) for _ in range(repeats))
+        if labels[i].any()
+    ]
     whole = figures(labels, pd)
     return {
         name: [round(float(v), 4) for v in (value, *np.quantile([d[name] for d in drawn], [0.025, 0.975]))]

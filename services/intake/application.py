@@ -13,9 +13,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from lending.intake.v1.intake_service_pb2 import Application
 from lending.type.v1.party_pb2 import Identity, Party
-from loanmesh.runtime.identity import valid_credit_code, valid_resident_id
 
 from loanmesh.runtime.errors import WrongState
+from loanmesh.runtime.identity import valid_credit_code, valid_resident_id
 
 OUTPUT_ONLY = (
     "name", "state", "create_time", "update_time", "estimate_time", "waiting_for", "missing_information",

@@ -12,9 +12,9 @@ from lending.intake.v1.intake_service_pb2 import Application, Decision
 from lending.pricing.v1.pricing_service_pb2 import Pricing
 from lending.scoring.v1.scoring_service_pb2 import Score
 from lending.type.v1.party_pb2 import Party
-from loanmesh.runtime.identity import age_on
 
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.identity import age_on
 from services.intake.application import Claim, borrower
 from services.intake.ports import (
     Awaiting,

@@ -1,0 +1,1 @@
+"""Pricing: scored profiles in; a decision and offers under policy out."""

@@ -1,0 +1,1 @@
+"""Scoring: profiles in; risk, grade and reasons out."""

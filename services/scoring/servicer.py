@@ -1,0 +1,74 @@
+"""The scoring RPCs: proto in, numpy in the middle, proto out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import numpy as np
+from lending.scoring.v1 import scoring_service_pb2 as pb
+from lending.scoring.v1.scoring_service_pb2_grpc import ScoringServiceServicer
+from lending.type.v1.party_pb2 import Party
+
+from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.errors import MissingEvidence
+from loanmesh.runtime.status import item_status
+from services.scoring.calibration import grade, points, probability
+from services.scoring.features import Features, features
+from services.scoring.model import Model
+from services.scoring.reasons import reasons
+from services.scoring.scorecard import Floats, contributions, log_odds
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ScoringServicer(ScoringServiceServicer):
+    """Scores batches: one pass through the tables a model, however many profiles."""
+
+    def __init__(self, models: Mapping[Party.Kind.ValueType, Model], clock: Clock) -> None:
+        self._models = models
+        self._clock = clock
+
+    async def ScoreProfiles(self, request: pb.ScoreProfilesRequest, context: _Context) -> pb.ScoreProfilesResponse:
+        """One score an item, or why there is none."""
+        response = pb.ScoreProfilesResponse(results=[pb.ScoreProfilesResponse.Result(key=i.key) for i in request.items])
+        rows: dict[Party.Kind.ValueType, list[tuple[int, Features]]] = {kind: [] for kind in self._models}
+        for index, item in enumerate(request.items):
+            try:
+                rows[item.party_kind].append((index, features(self._models[item.party_kind], item.profile)))
+            except MissingEvidence as error:
+                response.results[index].error.CopyFrom(item_status(error))
+        for kind, found in rows.items():
+            if found:
+                model = self._models[kind]
+                parts = contributions(model, np.stack([f.values for _, f in found]))
+                totals = log_odds(model, parts)
+                for row, (index, seen) in enumerate(found):
+                    self._fill(response.results[index].score, model, float(totals[row]), parts[row], seen)
+        return response
+
+    def _fill(self, score: pb.Score, model: Model, total: float, parts: Floats, seen: Features) -> None:
+        score.pd = probability(total)
+        score.points = points(score.pd)
+        score.grade = grade(score.pd, model.bands)
+        score.factors.extend(reasons(parts, seen.facts))
+        score.intercept = model.intercept
+        score.model = model.name
+        score.model_hash = model.hash
+        score.score_time.FromDatetime(self._clock.now())
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
+        """The models in force, with their cards."""
+        return pb.ListModelsResponse(
+            models=[
+                pb.Model(
+                    model=m.name,
+                    model_hash=m.hash,
+                    party_kind=kind,
+                    card=m.card,
+                    required_sources=sorted(m.required_sources),
+                )
+                for kind, m in self._models.items()
+            ]
+        )
