@@ -1,0 +1,1 @@
+"""What we try the mesh with; it knows the mesh from outside only."""

@@ -31,7 +31,7 @@ def tax_facts(invoices: pl.DataFrame) -> dict[str, dict[str, Any]]:
     months_without_sales_12m: such blocks without a sale. months_active: calendar months with any valid invoice, ever.
     top_*_share: the largest counterparty's part of gross amounts.
     """
-    last = invoices["date"].max()
+    last: Any = invoices["date"].max()
     block = ((last - pl.col("date")).dt.total_days() // (365 / 12)).clip(0, 11).cast(pl.Int64)
     valid = invoices.filter(pl.col("valid"))
     year = valid.filter(pl.col("date") > last - YEAR).with_columns(block.alias("block"))

@@ -1,0 +1,1 @@
+"""Bureau: many sources gathered into one fresh profile, with provenance."""

@@ -1,4 +1,4 @@
-"""Policy as data: products, rules, caps and market set, read and checked once, with the hash that names them exactly."""
+"""Policy as data: products, rules, caps and market set, read and checked once, with the hash that names them."""
 
 from __future__ import annotations
 

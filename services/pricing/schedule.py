@@ -54,7 +54,7 @@ def monthly_rate(apr_ppm: int) -> Decimal:
 
 
 def effective_ppm(principal_fen: int, payments_fen: list[int]) -> int:
-    """What the borrower really pays a year, ppm: the internal rate of return of the cash flow, compounded (PBoC 2021-3)."""
+    """What the borrower really pays a year, ppm: the internal rate of return, compounded (PBoC 2021-3)."""
     import pyxirr
 
     monthly = pyxirr.irr([-principal_fen, *payments_fen])

@@ -37,4 +37,5 @@ def _contribution(term: Mapping[str, Any], values: Floats) -> Floats:
     clipped = np.clip(values, term["low"], term["high"])
     shaped = np.log1p(np.maximum(clipped, 0.0)) if term["transform"] == "log1p" else clipped
     # An unknown fact counts as the average one: neither for nor against.
-    return np.where(unknown, 0.0, term["weight"] * (shaped - term["mean"]) / term["deviation"])
+    linear: Floats = np.where(unknown, 0.0, term["weight"] * (shaped - term["mean"]) / term["deviation"])
+    return linear

@@ -1,0 +1,209 @@
+"""The sandbox: one process that plays five sources for a synthetic population, with faults on demand.
+
+    python -m lab.sandbox --port 7405 --state DIR [--data DIR] [--seed N]
+
+POST /v1/{source}/query       {"kind": ..., "value": ...} -> {"observed_at": ..., "facts": {...}}, or 404
+GET, POST /control/faults     {"source": "tax" or "*", "latency_ms", "jitter_ms", "error_rate", "dead", "hang",
+                              "garbage"}
+POST /control/data            {"dir": ...}: plays the tax authority for the real firms too; remembered in --state
+GET /control/stats            queries by source and kind of answer
+GET /control/application/{person|firm}/{index}   the application that subject would send
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from lab.identity import REAL_FIRMS_FROM, firm_index, person_index
+from lab.population import SOURCES, Kind, Population
+from loanmesh.runtime.clock import Clock, SystemClock
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How a source behaves."""
+
+    latency_ms: float = 5.0
+    jitter_ms: float = 2.0
+    error_rate: float = 0.0
+    dead: bool = False
+    """Connections are cut without an answer."""
+    hang: bool = False
+    """Never answers."""
+    garbage: bool = False
+    """Answers nonsense."""
+
+
+class Sandbox:
+    """Answers for a population; `state` keeps what must outlive a restart."""
+
+    def __init__(self, population: Population, state: Path, clock: Clock, dice: random.Random) -> None:
+        self._population = population
+        self._state = state
+        self._clock = clock
+        self._dice = dice
+        self._faults = {source: Fault() for source in SOURCES}
+        self._stats: Counter[str] = Counter()
+        self._real: dict[str, dict[str, Any]] = {}
+        state.mkdir(parents=True, exist_ok=True)
+        if self._remembered.is_file():
+            self._real = json.loads(self._remembered.read_text(encoding="utf-8"))
+
+    @property
+    def _remembered(self) -> Path:
+        return self._state / "real-firms.json"
+
+    def app(self) -> web.Application:
+        """The HTTP application."""
+        app = web.Application()
+        app.router.add_post("/v1/{source}/query", self.query)
+        app.router.add_get("/control/faults", self.get_faults)
+        app.router.add_post("/control/faults", self.set_faults)
+        app.router.add_post("/control/data", self.load_data)
+        app.router.add_get("/control/stats", self.stats)
+        app.router.add_get("/control/application/{kind}/{index}", self.application)
+        return app
+
+    async def query(self, request: web.Request) -> web.StreamResponse:
+        """One source's answer about one subject."""
+        source = request.match_info["source"]
+        if source not in self._faults:
+            raise web.HTTPNotFound(text="no such source")
+        fault = self._faults[source]
+        body = await request.json()
+        await self._clock.sleep(max(0.0, fault.latency_ms + self._dice.uniform(-1, 1) * fault.jitter_ms) / 1000)
+        if fault.dead and request.transport:
+            self._stats[f"{source}:dead"] += 1
+            request.transport.abort()
+            return web.Response(status=503)
+        if fault.hang:
+            self._stats[f"{source}:hang"] += 1
+            await asyncio.Event().wait()
+        if self._dice.random() < fault.error_rate:
+            self._stats[f"{source}:error"] += 1
+            return web.json_response({"error": "busy"}, status=503)
+        if fault.garbage:
+            self._stats[f"{source}:garbage"] += 1
+            return web.json_response({"observed_at": "yesterday", "facts": {"tax.sales_12m_fen": "many"}})
+        self._stats[f"{source}:answered"] += 1
+        facts = self._facts(source, str(body["kind"]), str(body["value"]))
+        said = {"observed_at": self._clock.now().isoformat(), "facts": facts or {}}
+        return web.json_response(said, status=404 if facts is None else 200)
+
+    def _facts(self, source: str, kind: str, value: str) -> dict[str, Any] | None:
+        index = person_index(value) if kind == "resident_id" else firm_index(value)
+        if index is None:
+            return None
+        if kind != "resident_id" and index >= REAL_FIRMS_FROM:
+            return self._real_facts(source, f"E{index - REAL_FIRMS_FROM}")
+        subject = self._population.subject("person" if kind == "resident_id" else "firm", index)
+        if source == "central_bank" and not subject.registered:
+            return None
+        prefix = {"central_bank": "credit.", "bank_flow": "bank."}.get(source, f"{source}.")
+        return {name: fact for name, fact in subject.facts.items() if name.startswith(prefix)}
+
+    def _real_facts(self, source: str, firm: str) -> dict[str, Any] | None:
+        """The tax authority speaks from the invoices; the other sources know nothing bad, and say so."""
+        tax = self._real.get(firm)
+        if tax is None or source == "central_bank":
+            return None
+        return {
+            "tax": {f"tax.{name}": value for name, value in tax.items()},
+            "registry": {"registry.is_active": True, "registry.age_months": tax["months_active"] + 24},
+            "court": {"court.enforcement_open_count": 0, "court.is_dishonest_debtor": False},
+            "bank_flow": {
+                "bank.monthly_inflow_fen": max(0, tax["sales_12m_fen"]) // 12,
+                "bank.months_covered": min(12, tax["months_active"]),
+            },
+        }[source]
+
+    async def get_faults(self, request: web.Request) -> web.Response:
+        """How each source behaves."""
+        return web.json_response({source: asdict(fault) for source, fault in self._faults.items()})
+
+    async def set_faults(self, request: web.Request) -> web.Response:
+        """Change it."""
+        change = dict(await request.json())
+        source = change.pop("source", "*")
+        if source != "*" and source not in self._faults:
+            raise web.HTTPBadRequest(text=f"source must be * or one of {', '.join(SOURCES)}")
+        try:
+            for name in SOURCES if source == "*" else (source,):
+                self._faults[name] = replace(self._faults[name], **change)
+        except TypeError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        return await self.get_faults(request)
+
+    async def load_data(self, request: web.Request) -> web.Response:
+        """Read the real firms' invoices and remember their facts."""
+        folder = Path((await request.json())["dir"])
+        try:
+            count = await asyncio.to_thread(self.read_real_firms, folder)
+        except (OSError, ImportError) as error:
+            raise web.HTTPBadRequest(text=f"cannot read the invoices in {folder}: {error}") from error
+        return web.json_response({"firms": count})
+
+    def read_real_firms(self, folder: Path) -> int:
+        """Compute the facts of the real firms, once; how many there are."""
+        if not self._real:
+            from lab.invoices import read_invoices, tax_facts
+
+            self._real = tax_facts(read_invoices(folder))
+            self._remembered.write_text(json.dumps(self._real), encoding="utf-8")
+        return len(self._real)
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """How often each source was asked."""
+        return web.json_response(dict(self._stats))
+
+    async def application(self, request: web.Request) -> web.Response:
+        """What a subject would send."""
+        kind: Kind = "person" if request.match_info["kind"] == "person" else "firm"
+        index = int(request.match_info["index"])
+        return web.json_response(self._population.application(kind, index, self._clock.now()))
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM."""
+    clock = SystemClock()
+    sandbox = Sandbox(Population(arguments.seed), arguments.state, clock, random.Random(arguments.seed))
+    if arguments.data:
+        await asyncio.to_thread(sandbox.read_real_firms, arguments.data)
+    runner = web.AppRunner(sandbox.app(), access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", arguments.port)
+    try:
+        await site.start()
+    except OSError as error:
+        raise SystemExit(f"sandbox: port {arguments.port} is in use; `loanmesh up --port-base` moves it") from error
+    port = runner.addresses[0][1]
+    print(json.dumps({"ready": "sandbox", "address": f"127.0.0.1:{port}"}), flush=True)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await stopping.wait()
+    await runner.cleanup()
+
+
+def main() -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=7405)
+    parser.add_argument("--state", type=Path, required=True, help="folder for what must outlive a restart")
+    parser.add_argument("--data", type=Path, help="folder of the real data sets")
+    parser.add_argument("--seed", type=int, default=1)
+    asyncio.run(serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What a source said, kept as it was; and how fresh it is at a given moment. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lending.bureau.v1.bureau_service_pb2 import SourceReport
+from lending.type.v1.party_pb2 import Consent, Party
+
+from services.bureau.sources import Source
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One source's answer about one subject. Times are seconds since 1970."""
+
+    found: bool
+    """False: the source does not know the subject, which is a fact too."""
+    facts: Mapping[str, Any]
+    observed_at: float
+    fetched_at: float
+
+    def to_json(self) -> str:
+        """As stored."""
+        return json.dumps([self.found, self.facts, self.observed_at, self.fetched_at])
+
+    @classmethod
+    def from_json(cls, text: str) -> Answer:
+        """From how it was stored."""
+        return cls(*json.loads(text))
+
+
+@dataclass(frozen=True)
+class Missing:
+    """No answer now, why, and when to look again (seconds since 1970)."""
+
+    cause: str
+    retry_at: float
+
+
+def is_fresh(answer: Answer, source: Source, now_s: float) -> bool:
+    """Whether a decline may still rest on it."""
+    return now_s < answer.observed_at + source.fresh_for_s
+
+
+def is_usable(answer: Answer, source: Source, now_s: float) -> bool:
+    """Whether an approval may still rest on it."""
+    return now_s < answer.observed_at + source.usable_for_s
+
+
+def has_consent(consents: Sequence[Consent], party: Party, source: str, now: dt.datetime) -> bool:
+    """Whether the party's consent to ask the source for an assessment is in force."""
+    return any(
+        c.source == source
+        and c.purpose == Consent.PURPOSE_CREDIT_ASSESSMENT
+        and (c.party_role or Party.ROLE_BORROWER) == party.role
+        and c.given_time.ToDatetime(dt.UTC) <= now + dt.timedelta(minutes=5)
+        and (not c.HasField("expire_time") or now < c.expire_time.ToDatetime(dt.UTC))
+        for c in consents
+    )
+
+
+def report(source: Source, answer: Answer | Missing | None, now_s: float) -> SourceReport:
+    """The report of one source: None stands for no consent."""
+    if answer is None:
+        return SourceReport(source=source.id, state=SourceReport.STATE_NO_CONSENT)
+    if isinstance(answer, Missing):
+        missing = SourceReport(source=source.id, state=SourceReport.STATE_MISSING, missing_cause=answer.cause)
+        missing.retry_time.FromMicroseconds(int(answer.retry_at * 1e6))
+        return missing
+    fresh = is_fresh(answer, source, now_s)
+    state = SourceReport.STATE_STALE
+    if fresh:
+        state = SourceReport.STATE_FRESH if answer.found else SourceReport.STATE_NOT_FOUND
+    made = SourceReport(source=source.id, state=state)
+    made.observed_time.FromMicroseconds(int(answer.observed_at * 1e6))
+    made.fetched_time.FromMicroseconds(int(answer.fetched_at * 1e6))
+    made.usable_until_time.FromMicroseconds(int((answer.observed_at + source.fresh_for_s) * 1e6))
+    for name, value in answer.facts.items():
+        attribute = made.attributes.add(name=name)
+        match value:
+            case bool():
+                attribute.value.flag = value
+            case int():
+                attribute.value.integer = value
+            case float():
+                attribute.value.number = value
+            case _:
+                attribute.value.text = str(value)
+    return made

@@ -1,0 +1,39 @@
+"""Every knob of bureau: unit, default, what turning it does."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from loanmesh.runtime.settings import ServerSettings, ServiceSettings
+
+
+class Gather(BaseModel, frozen=True, extra="forbid"):
+    """How sources are asked."""
+
+    budget_s: Annotated[float, Field(gt=0)] = 1.0
+    """How long a profile waits for its sources; what comes later is kept for the next look."""
+    timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    """How long one source may take. Above the budget: a slow answer still lands in the cache."""
+    at_once_max: Annotated[int, Field(ge=1)] = 64
+    """Queries under way at one source (its bulkhead)."""
+    waiting_max: Annotated[int, Field(ge=1)] = 2000
+    """Queries that may wait at one source; beyond, the source counts as missing for now."""
+    retry_s: Annotated[float, Field(gt=0)] = 1.0
+    """When to look again after a source gave no answer."""
+
+
+class BureauSettings(ServiceSettings):
+    """BUREAU_* in the environment, `bureau:` in the file."""
+
+    model_config = SettingsConfigDict(env_prefix="BUREAU_", env_nested_delimiter="__", frozen=True, extra="forbid")
+    server: ServerSettings = ServerSettings(listen="127.0.0.1:7402")
+    database_url: SecretStr = SecretStr("sqlite:///var/bureau.db")
+    """`sqlite:///path` or `postgresql://user:password@host/name`."""
+    sources_url: str = "http://127.0.0.1:7405"
+    """Where the sources are reached; each under /v1/{source}/query."""
+    subject_key: SecretStr = SecretStr("loanmesh-local-demo-key")
+    """Key of the hash under which subjects are stored, so that the cache holds no identity numbers."""
+    gather: Gather = Gather()
