@@ -1,0 +1,435 @@
+"""The `loanmesh` command: thin, over the client library.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or file, 3 mesh not reachable, 4 refused by the mesh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from google.protobuf import json_format
+from rich.console import Console
+from rich.markup import escape
+
+from loanmesh import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Decides loan applications. Start with `loanmesh demo`, or `loanmesh up` and `loanmesh submit FILE`.",
+)
+FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+T = TypeVar("T")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Address = Annotated[str, typer.Option(envvar="LOANMESH_ADDRESS", help="Address of intake.")]
+Lender = Annotated[str, typer.Option(envvar="LOANMESH_LENDER", help="The lender, lenders/NAME.")]
+Name = Annotated[str, typer.Argument(help="The application, lenders/NAME/applications/ID.")]
+INTAKE = "127.0.0.1:7401"
+DEMO_LENDER = "lenders/demo"
+
+
+def _default_state() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "loanmesh"
+
+
+State = Annotated[
+    Path, typer.Option(envvar="LOANMESH_STATE", help="Folder for databases and logs.", show_default=False)
+]
+
+
+def _say(json_: bool) -> Console:
+    return Console(stderr=json_, highlight=False)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; turn what went wrong into one line and an exit code."""
+    from loanmesh.client import CallFailed, Unreachable
+
+    complain = Console(stderr=True, highlight=False)
+    try:
+        return asyncio.run(work)
+    except CallFailed as error:
+        complain.print(f"[red]refused[/] {error.code}: {escape(str(error))}")
+        for field, rule in error.violations:
+            complain.print(f"  {escape(field)}: {escape(rule)}")
+        raise typer.Exit(REFUSED) from error
+    except Unreachable as error:
+        complain.print(
+            f"[red]not reachable[/]: {error}; is the mesh up? `loanmesh up` starts one, --address names another"
+        )
+        raise typer.Exit(UNREACHABLE) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(130) from error
+
+
+def _read_application(path: Path) -> Any:
+    from lending.intake.v1.intake_service_pb2 import Application
+
+    complain = Console(stderr=True, highlight=False)
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        return json_format.ParseDict(json.loads(text), Application())
+    except json.JSONDecodeError as error:
+        complain.print(f"[red]{path}:{error.lineno}:{error.colno}[/]: {error.msg}; nothing was sent")
+    except json_format.ParseError as error:
+        line, column = _where(text, str(error))
+        complain.print(f"[red]{path}:{line}:{column}[/]: {escape(str(error))}; nothing was sent")
+    except (OSError, UnicodeDecodeError) as error:
+        complain.print(f"[red]{path}[/]: {error}; nothing was sent")
+    raise typer.Exit(USAGE)
+
+
+def _where(text: str, complaint: str) -> tuple[int, int]:
+    """Line and column of the first field that a complaint names in quotes; the start where it names none."""
+    for word in complaint.replace("'", '"').split('"')[1::2]:
+        at = text.find(f'"{word.split(".")[-1]}"')
+        if at >= 0:
+            return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+    return 1, 1
+
+
+@app.command()
+def up(
+    state: State = _default_state(),  # noqa: B008  A path, computed once a process.
+    data: Annotated[Path | None, typer.Option(envvar="LOANMESH_DATA", help="Folder of the real data sets.")] = None,
+    port_base: Annotated[
+        int, typer.Option(envvar="LOANMESH_PORT_BASE", help="First of five consecutive ports.")
+    ] = 7401,
+    json_: Json = False,
+) -> None:
+    """Run the whole mesh on this machine until Ctrl-C; a second `up` on the same state goes on where the first ended.
+
+    Example: `loanmesh up --state ./var --port-base 7501`
+    """
+    from loanmesh.cli.mesh import CannotStart, Mesh, ports_from
+    from loanmesh.runtime.clock import SystemClock
+
+    console = _say(json_)
+    if not 1 <= port_base <= 65531:
+        console.print("[red]--port-base[/] must be 1 to 65531")
+        raise typer.Exit(USAGE)
+
+    async def serve() -> None:
+        mesh = Mesh(
+            state, data, ports_from(port_base), SystemClock(), lambda line: console.print(f"[dim]{escape(line)}[/]")
+        )
+        stopping = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        try:
+            await mesh.start()
+            if json_:
+                print(json.dumps(mesh.ready_line()), flush=True)
+            else:
+                for part in mesh.parts.values():
+                    console.print(f"  {part.name:8} {part.address}  pid {part.process.pid if part.process else '-'}")
+                console.print(f"[green]ready[/]; state in {state}. Try: loanmesh submit FILE. Ctrl-C stops.")
+            await stopping.wait()
+            console.print("stopping ...")
+        except CannotStart as error:
+            console.print(f"[red]cannot start[/]: {escape(str(error))}")
+            raise typer.Exit(FAILED) from error
+        finally:
+            await mesh.stop()
+
+    _run(serve())
+
+
+@app.command()
+def demo(json_: Json = False) -> None:
+    """Decide 200 synthetic applications on a mesh of its own, lose two sources, get them back. About half a minute.
+
+    Example: `loanmesh demo`
+    """
+    from loanmesh.cli.demo import demo as show_demo
+    from loanmesh.runtime.clock import SystemClock
+
+    console = _say(json_)
+    with tempfile.TemporaryDirectory(prefix="loanmesh-demo-") as folder:
+        figures = _run(show_demo(console, Path(folder), SystemClock()))
+    if json_:
+        print(json.dumps(figures))
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="The application as JSON; - reads standard input.")],
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the decision, 0 to 60.", min=0, max=60)] = 10.0,
+    request_id: Annotated[str | None, typer.Option(help="Idempotency key; made when absent.")] = None,
+    address: Address = INTAKE,
+    lender: Lender = DEMO_LENDER,
+    json_: Json = False,
+) -> None:
+    """Submit one application and wait a little for its decision.
+
+    Example: `loanmesh example person 7 > a.json && loanmesh submit a.json`
+    """
+    from loanmesh.cli import show
+    from loanmesh.client import Client
+
+    application = _read_application(file)
+
+    async def work() -> Any:
+        async with Client(address, lender=lender) as client:
+            return await client.submit(application, request_id=request_id, wait_s=wait)
+
+    _print(_run(work()), json_, show.application)
+
+
+@app.command()
+def example(
+    kind: Annotated[str, typer.Argument(help="person or firm")] = "person",
+    index: Annotated[int, typer.Argument(help="Which synthetic subject.", min=0, max=9_999_999)] = 1,
+) -> None:
+    """Print the application of a synthetic subject that the sandbox knows, to submit or to change.
+
+    Example: `loanmesh example firm 3 > firm.json`
+    """
+    from lab.population import Population
+    from loanmesh.runtime.clock import SystemClock
+
+    if kind not in ("person", "firm"):
+        raise typer.BadParameter("must be person or firm")
+    found = Population().application("person" if kind == "person" else "firm", index, SystemClock().now())
+    print(json.dumps(found, ensure_ascii=False, indent=2))
+
+
+@app.command()
+def get(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
+    """Show one application.
+
+    Example: `loanmesh get lenders/demo/applications/0192...`
+    """
+    from loanmesh.cli import show
+    from loanmesh.client import Client
+
+    async def work() -> Any:
+        async with Client(address) as client:
+            return await client.get(name)
+
+    _print(_run(work()), json_, show.application)
+
+
+@app.command()
+def watch(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
+    """Follow an application until it is decided.
+
+    Example: `loanmesh watch lenders/demo/applications/0192...`
+    """
+    from loanmesh.cli import show
+    from loanmesh.client import Client
+
+    async def work() -> None:
+        async with Client(address) as client:
+            async for application in client.watch(name):
+                _print(application, json_, show.application)
+
+    _run(work())
+
+
+@app.command("list")
+def list_(
+    filter_: Annotated[str, typer.Option("--filter", help="e.g. 'state = DECIDED AND outcome = DECLINED'")] = "",
+    limit: Annotated[int, typer.Option(help="At most this many.", min=1, max=1000)] = 20,
+    order: Annotated[str, typer.Option(help="create_time or 'create_time desc'")] = "",
+    page: Annotated[str, typer.Option(help="Token of the page before.")] = "",
+    address: Address = INTAKE,
+    lender: Lender = DEMO_LENDER,
+    json_: Json = False,
+) -> None:
+    """List a lender's applications, newest first.
+
+    Example: `loanmesh list --filter 'outcome = DECLINED' --limit 5`
+    """
+    from loanmesh.cli import show
+    from loanmesh.client import Client
+
+    async def work() -> Any:
+        async with Client(address, lender=lender) as client:
+            return await client.list(filter=filter_, order_by=order, page_size=limit, page_token=page)
+
+    found = _run(work())
+    if json_:
+        print(show.as_json(found))
+        return
+    rows = [
+        (a.name, show.state_of(a), a.decision.grade, f"{a.loan.amount_fen / 100:,.0f}", show.time_of(a.create_time))
+        for a in found.applications
+    ]
+    console = _say(False)
+    console.print(show.table("", ("application", "state", "grade", "asked, CNY", "stored"), rows))
+    if found.next_page_token:
+        console.print(f"more: --page {found.next_page_token}")
+
+
+@app.command()
+def explain(
+    name: Name,
+    schedules: Annotated[bool, typer.Option("--schedules", help="Add each offer's instalments.")] = False,
+    address: Address = INTAKE,
+    json_: Json = False,
+) -> None:
+    """Say why an application was decided so, with the sources.
+
+    Example: `loanmesh explain lenders/demo/applications/0192... --schedules`
+    """
+    from loanmesh.cli import show
+    from loanmesh.client import Client
+
+    async def work() -> Any:
+        async with Client(address) as client:
+            return await client.explain(name, schedules=schedules)
+
+    _print(_run(work()), json_, show.explanation)
+
+
+@app.command()
+def history(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
+    """Show what happened to an application, and whether its record is intact.
+
+    Example: `loanmesh history lenders/demo/applications/0192...`
+    """
+    from loanmesh.cli import show
+    from loanmesh.client import Client
+
+    async def work() -> Any:
+        async with Client(address) as client:
+            return await client.history(name)
+
+    found = _run(work())
+    if json_:
+        print(show.as_json(found))
+        return
+    rows = [
+        (show.time_of(e.event_time), e.kind, ", ".join(f"{k}={v}" for k, v in sorted(e.details.items()) if v), e.actor)
+        for e in found.events
+    ]
+    console = _say(False)
+    console.print(show.table("", ("when", "what", "details", "by"), rows))
+    console.print("[green]record intact[/]" if found.chain_intact else "[red]the record was changed[/]")
+
+
+@app.command()
+def accept(
+    name: Name,
+    offer: Annotated[str, typer.Argument(help="Which offer.")] = "offer-1",
+    request_id: Annotated[str | None, typer.Option(help="Idempotency key; made when absent.")] = None,
+    address: Address = INTAKE,
+    json_: Json = False,
+) -> None:
+    """Accept an offer.
+
+    Example: `loanmesh accept lenders/demo/applications/0192... offer-1`
+    """
+    from loanmesh.cli import show
+    from loanmesh.client import Client
+
+    async def work() -> Any:
+        async with Client(address) as client:
+            return await client.accept(name, offer, request_id=request_id)
+
+    _print(_run(work()), json_, show.application)
+
+
+@app.command("decide-firms")
+def decide_firms(
+    data: Annotated[Path, typer.Argument(help="Folder of the real data sets.")],
+    out: Annotated[Path | None, typer.Option(help="Write one line a firm as CSV.")] = None,
+    amount: Annotated[int, typer.Option(help="CNY that each firm asks for.", min=1)] = 500_000,
+    term: Annotated[int, typer.Option(help="Months.", min=1, max=360)] = 12,
+    address: Annotated[str, typer.Option(help="Intake of a running mesh; without it, one is started for this.")] = "",
+    sandbox: Annotated[str, typer.Option(help="Its sandbox.")] = "127.0.0.1:7405",
+    patience: Annotated[float, typer.Option(help="Seconds to bear with a mesh that is away.", min=1)] = 60.0,
+    state: State = _default_state(),  # noqa: B008  A path, computed once a process.
+    json_: Json = False,
+) -> None:
+    """Decide the 302 unrated Chinese firms from their invoices. May be repeated: the same requests, the same decisions.
+
+    Example: `loanmesh decide-firms ../data --out firms.csv`
+    """
+    from loanmesh.cli import firms as firms_
+    from loanmesh.cli.mesh import CannotStart, Mesh, free_ports
+    from loanmesh.client import Client
+    from loanmesh.runtime.clock import SystemClock
+
+    console = _say(json_)
+    clock = SystemClock()
+
+    async def on(intake: str, source: str) -> Any:
+        await firms_.teach(source, data)
+        started = clock.monotonic()
+        async with Client(intake, patience_s=patience) as client:
+            decided = await firms_.decide_firms(console, client, codes, amount * 100, term, clock)
+        return decided, clock.monotonic() - started
+
+    async def work() -> Any:
+        if address:
+            return await on(address, sandbox)
+        mesh = Mesh(state, data, free_ports(), clock, lambda line: console.print(f"[dim]{escape(line)}[/]"))
+        try:
+            console.print("no --address: starting a mesh for this ...")
+            await mesh.start()
+            return await on(mesh.parts["intake"].address, mesh.parts["sandbox"].address)
+        finally:
+            await mesh.stop()
+
+    try:
+        codes = firms_.read_firms(data)
+        decided, took_s = _run(work())
+    except firms_.CannotRead as error:
+        console.print(f"[red]{escape(str(error))}[/]; nothing was sent")
+        raise typer.Exit(USAGE) from error
+    except CannotStart as error:
+        console.print(f"[red]cannot start[/]: {escape(str(error))}")
+        raise typer.Exit(FAILED) from error
+    except OSError as error:
+        console.print(f"[red]not reachable[/]: the sandbox at {sandbox}: {error}")
+        raise typer.Exit(UNREACHABLE) from error
+    if out:
+        firms_.write_csv(out, decided)
+        console.print(f"wrote {out}")
+    firms_.report(console, decided, took_s)
+    if json_:
+        from loanmesh.cli import show
+
+        print(json.dumps({firm: json.loads(show.as_json(a)) for firm, a in decided.items()}, ensure_ascii=False))
+
+
+def _print(message: Any, json_: bool, show_: Any) -> None:
+    from loanmesh.cli import show
+
+    if json_:
+        print(show.as_json(message), flush=True)
+    else:
+        show_(_say(False), message)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"loanmesh {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""How the command shows things to a person."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from lending.intake.v1 import intake_service_pb2 as pb
+from lending.type.v1.reason_pb2 import Reason
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+COLOURS = {"APPROVED": "green", "COUNTER_OFFER": "yellow", "DECLINED": "red", "PENDING": "cyan"}
+MARKS = {
+    Reason.EFFECT_DECLINE: "✗", Reason.EFFECT_REDUCE: "↓", Reason.EFFECT_NEAR_MISS: "~", Reason.EFFECT_ADVERSE: "-",
+    Reason.EFFECT_FAVOURABLE: "+", Reason.EFFECT_DEFER: "…", Reason.EFFECT_WAIVED: "○",
+}  # fmt: skip
+
+
+def as_json(message: Message) -> str:
+    """One line of JSON, for machines."""
+    return json.dumps(json_format.MessageToDict(message), ensure_ascii=False)
+
+
+def state_of(application: pb.Application) -> str:
+    """Outcome once decided, else the state."""
+    if application.HasField("decision"):
+        outcome = pb.Decision.Outcome.Name(application.decision.outcome).removeprefix("OUTCOME_")
+        state = pb.Application.State.Name(application.state).removeprefix("STATE_")
+        return outcome if state == "DECIDED" else state
+    return pb.Application.State.Name(application.state).removeprefix("STATE_")
+
+
+def time_of(stamp: Timestamp) -> str:
+    """Local time, to the second."""
+    return stamp.ToDatetime(dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def yuan(fen: int) -> str:
+    """Fen as CNY."""
+    return f"{fen / 100:,.2f} CNY"
+
+
+def application(console: Console, one: pb.Application) -> None:
+    """One application: where it stands, and what comes next."""
+    state = state_of(one)
+    colour = COLOURS.get(state, "bold")
+    console.print(f"[bold]{escape(one.name)}[/]  [{colour}]{state}[/]")
+    console.print(f"  asked     {yuan(one.loan.amount_fen)} over {one.loan.term_months} months")
+    if one.HasField("estimate_time"):
+        console.print(f"  expected  {time_of(one.estimate_time)}  {', '.join(one.waiting_for)}")
+    for missing in one.missing_information:
+        console.print(f"  missing   {missing.field} {missing.source}  until {time_of(one.due_time)}")
+    if one.HasField("decision"):
+        console.print(f"  grade     {one.decision.grade}, PD {one.decision.pd:.2%}")
+        for offer in one.decision.offers:
+            console.print(
+                f"  {offer.offer_id}   {yuan(offer.principal_fen)} over {offer.term_months} months at"
+                f" {offer.apr_ppm / 1e4:.2f} % (all-in {offer.irr_ppm / 1e4:.2f} %), {yuan(offer.instalment_fen)} a month"
+            )
+        if one.decision.degradations:
+            console.print(f"  decided   {', '.join(one.decision.degradations)}")
+
+
+def explanation(console: Console, answer: pb.ExplainDecisionResponse, every: bool = True) -> None:
+    """Why, in both languages, with the sources."""
+    console.print(f"[bold]{escape(answer.summary_zh)}[/]")
+    console.print(escape(answer.summary_en))
+    for reason in answer.decision.reasons if every else list(answer.decision.reasons)[:6]:
+        law = f" [dim]{escape(reason.authority)}[/]" if reason.authority else ""
+        weight = f" ({reason.contribution:+.2f})" if reason.kind == Reason.KIND_SCORE_FACTOR else ""
+        console.print(
+            f"  {MARKS.get(reason.effect, ' ')} {escape(reason.text_zh)} | {escape(reason.text_en)}{weight}{law}"
+        )
+    for offer in answer.decision.offers:
+        lines = " + ".join(f"{c.component} {c.rate_ppm / 1e4:.2f} %" for c in offer.rate_components)
+        console.print(f"  {offer.offer_id}: {offer.apr_ppm / 1e4:.2f} % = {lines}")
+    if every:
+        sources = ", ".join(
+            f"{r.source} {type(r).State.Name(r.state).removeprefix('STATE_').lower()}" for r in answer.profile.reports
+        )
+        console.print(f"  evidence: {sources}")
+        console.print(f"  model {answer.score.model} ({answer.score.model_hash[:12]}),"
+                      f" policy {answer.pricing.policy} ({answer.pricing.policy_hash[:12]})")  # fmt: skip
+    for schedule in answer.schedules:
+        table = Table(f"{schedule.offer_id} month", "payment", "principal", "interest", "balance", box=None)
+        for row in schedule.instalments:
+            amounts = (row.payment_fen, row.principal_fen, row.interest_fen, row.balance_fen)
+            table.add_row(str(row.number), *(f"{a / 100:,.2f}" for a in amounts))
+        console.print(table)
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+    """A small table."""
+    made = Table(*columns, title=title, title_justify="left", box=None, header_style="bold")
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    return made
