@@ -94,6 +94,6 @@ async def _until_decided(client: Client, name: str) -> str:
 
 
 async def _fault(sandbox: str, source: str, **fault: bool) -> None:
-    async with aiohttp.ClientSession() as session:
-        async with session.post(f"http://{sandbox}/control/faults", json={"source": source, **fault}) as answer:
-            answer.raise_for_status()
+    url = f"http://{sandbox}/control/faults"
+    async with aiohttp.ClientSession() as session, session.post(url, json={"source": source, **fault}) as answer:
+        answer.raise_for_status()

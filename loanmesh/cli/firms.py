@@ -50,11 +50,11 @@ def read_firms(folder: Path) -> list[str]:
 
 
 async def teach(sandbox: str, folder: Path) -> None:
-    """Have the sandbox play the tax authority for the firms in the folder. Raises CannotRead."""
-    async with aiohttp.ClientSession() as session:
-        async with session.post(f"http://{sandbox}/control/data", json={"dir": str(folder.resolve())}) as answer:
-            if answer.status != 200:
-                raise CannotRead(await answer.text())
+    """Have the sandbox play the tax authority for the firms in an absolute folder. Raises CannotRead."""
+    url, body = f"http://{sandbox}/control/data", {"dir": str(folder)}
+    async with aiohttp.ClientSession() as session, session.post(url, json=body) as answer:
+        if answer.status != 200:
+            raise CannotRead(await answer.text())
 
 
 async def decide_firms(

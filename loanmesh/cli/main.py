@@ -365,9 +365,10 @@ def decide_firms(
 
     console = _say(json_)
     clock = SystemClock()
+    folder = data.resolve()
 
     async def on(intake: str, source: str) -> Any:
-        await firms_.teach(source, data)
+        await firms_.teach(source, folder)
         started = clock.monotonic()
         async with Client(intake, patience_s=patience) as client:
             decided = await firms_.decide_firms(console, client, codes, amount * 100, term, clock)

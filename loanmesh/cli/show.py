@@ -62,7 +62,8 @@ def application(console: Console, one: pb.Application) -> None:
         for offer in one.decision.offers:
             console.print(
                 f"  {offer.offer_id}   {yuan(offer.principal_fen)} over {offer.term_months} months at"
-                f" {offer.apr_ppm / 1e4:.2f} % (all-in {offer.irr_ppm / 1e4:.2f} %), {yuan(offer.instalment_fen)} a month"
+                f" {offer.apr_ppm / 1e4:.2f} % (all-in {offer.irr_ppm / 1e4:.2f} %),"
+                f" {yuan(offer.instalment_fen)} a month"
             )
         if one.decision.degradations:
             console.print(f"  decided   {', '.join(one.decision.degradations)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from lending.intake.v1.intake_service_pb2 import Application
 from lending.pricing.v1.pricing_service_pb2 import Pricing
 from lending.scoring.v1.scoring_service_pb2 import Score
 
-from services.intake.application import Claim
+from services.intake.application import Claim, Happening, New, Snapshot, State, Stored
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,28 @@ class Settlement(Protocol):
     async def settle(self, results: Sequence[Result]) -> set[str]:
         """Commit results whose fence still holds; the ids that were. Raises DependencyDown."""
         ...
+
+
+class Records(Protocol):
+    """The part of the store that answers callers. What each promises stands in `store.py`."""
+
+    async def accept(self, batch: Sequence[tuple[New, bool]]) -> list[Stored]: ...
+    async def get(self, lender: str, application_id: str) -> Snapshot: ...
+    async def get_many(self, ids: Sequence[str]) -> dict[str, Snapshot]: ...
+    async def page(
+        self, lender: str, page_size: int, page_token: str, filter_: str, order_by: str
+    ) -> tuple[list[Snapshot], str]: ...
+    async def events(self, lender: str, application_id: str) -> list[Happening]: ...
+    async def decision_with_evidence(
+        self, lender: str, application_id: str, assessment: int
+    ) -> tuple[bytes, bytes, bytes, bytes] | None: ...
+    async def change(
+        self,
+        lender: str,
+        application_id: str,
+        request_id: str,
+        payload_hash: str,
+        kind: str,
+        details: dict[str, str],
+        apply: Callable[[State, bytes, bytes | None], dict[str, object]],
+    ) -> None: ...

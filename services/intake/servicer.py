@@ -25,7 +25,7 @@ from services.intake import application as domain
 from services.intake.application import FINAL, New, Snapshot, State, Stored
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
-from services.intake.store import Store
+from services.intake.ports import Records
 from services.intake.watch import Watch
 from services.intake.worker import Worker
 
@@ -40,7 +40,7 @@ class IntakeServicer(IntakeServiceServicer):
 
     def __init__(
         self,
-        store: Store,
+        store: Records,
         worker: Worker,
         watch: Watch,
         estimate: Estimate,

@@ -35,10 +35,9 @@ def bounds(
     if product.turnover_share:
         sales = known.integer("tax.sales_12m_fen") or 0
         share = product.turnover_share[grade]
-        found.append(
-            Bound("LIMIT_TURNOVER", _down(sales * share), ("tax.sales_12m_fen",),
-                  f"年开票销售额的{share:.0%}（等级{grade}）", f"{share:.0%} of a year's invoiced sales (grade {grade})")
-        )  # fmt: skip
+        zh = f"年开票销售额的{share:.0%}（等级{grade}）"
+        en = f"{share:.0%} of a year's invoiced sales (grade {grade})"
+        found.append(Bound("LIMIT_TURNOVER", _down(sales * share), ("tax.sales_12m_fen",), zh, en))
     if product.payment_share:
         found.append(_affordable(product, grade, term_months, apr_ppm, known))
     return sorted(found, key=lambda bound: bound.amount_fen)

@@ -19,7 +19,7 @@ class Model:
     """`person` or `firm`."""
     intercept: float
     terms: Sequence[Mapping[str, Any]]
-    """One entry a feature: `step` (edges, values, missing) or `linear` (transform, low, high, mean, deviation, weight)."""
+    """One entry a feature: `step` (edges, values, missing) or `linear` (transform, low, high, mean, weight ...)."""
     bands: Mapping[str, float]
     """Highest PD of each grade."""
     required_sources: frozenset[str]

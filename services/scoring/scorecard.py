@@ -33,7 +33,8 @@ def _contribution(term: Mapping[str, Any], values: Floats) -> Floats:
     if term["kind"] == "step":
         # A value on an edge belongs to the bin below it, as in the trees (x <= threshold goes left).
         bins = np.searchsorted(term["edges"], values, side="left").clip(0, len(term["values"]) - 1)
-        return np.where(unknown, term["missing"], np.asarray(term["values"], dtype=np.float64)[bins])
+        step: Floats = np.where(unknown, term["missing"], np.asarray(term["values"], dtype=np.float64)[bins])
+        return step
     clipped = np.clip(values, term["low"], term["high"])
     shaped = np.log1p(np.maximum(clipped, 0.0)) if term["transform"] == "log1p" else clipped
     # An unknown fact counts as the average one: neither for nor against.

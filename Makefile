@@ -1,0 +1,59 @@
+# `make help` lists the targets. Everything goes into .venv; nothing needs root or a running server.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DATA ?= $(or $(LOANMESH_DATA),../shared/data)
+
+.PHONY: help demo test unit lint format proto lock train bench firms clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(READY) ## Watch the main job: decide, explain, lose a source, get it back
+	@$(BIN)/loanmesh demo
+
+test: $(READY) ## Run all tests
+	@$(BIN)/python -m pytest
+
+unit: $(READY) ## Run the tests that need no process
+	@$(BIN)/python -m pytest tests/unit
+
+lint: $(READY) ## Format, style, types and import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY) ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(READY) ## Decided applications a second beside a bare chain of four empty services
+	@$(BIN)/python -m benchmarks.chain
+
+firms: $(READY) ## Decide the 302 real firms: make firms DATA=folder
+	@$(BIN)/loanmesh decide-firms $(DATA)
+
+train: ## Train the models again: make train DATA=folder TRAIN_PYTHON=python with requirements/train.in
+	PYTHONPATH=. $(or $(TRAIN_PYTHON),python3) -m lab.training.train $(DATA)
+
+proto: ## Generate the contracts' code again after editing protos/
+	@rm -f $(READY)
+	@$(MAKE) --no-print-directory $(READY)
+
+lock: ## Pin requirements/dev.in again (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements/dev.in -o requirements/dev.txt
+
+clean: ## Remove everything that was built
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(READY): requirements/dev.txt pyproject.toml build_protos.py $(shell find protos -type f)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "Install Python 3.11 or newer first (or name one: make $(MAKECMDGOALS) PYTHON=python3.12)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "Install Python's venv first (on Debian and Ubuntu: apt-get install python3-venv)"; exit 1; }
+	@echo "Installing into .venv (once, about a minute) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)

@@ -1,0 +1,203 @@
+"""Intake's store on both databases: once means once, whoever comes second."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from loanmesh.runtime.clock import FakeClock, SystemClock
+from loanmesh.runtime.database import Database, Script, Statement, open_database
+from loanmesh.runtime.errors import DependencyDown, NotFound, RequestIdConflict
+from loanmesh.runtime.migrations import downgrade, upgrade
+from services.intake.application import Claim, New, State, Stored, chain
+from services.intake.ports import Awaiting, Decided, Deferred
+from services.intake.store import Store
+from tests.builders import an_application
+
+LENDER = "lenders/demo"
+CLOCK = FakeClock()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    await asyncio.to_thread(upgrade, database_url, "services.intake")
+    opened = await open_database(database_url)
+    yield opened
+    await opened.close()
+
+
+def a_store(database: Database, owner: str = "a", lease_s: float = 30.0) -> Store:
+    return Store(database, CLOCK, owner, lease_s)
+
+
+def new(number: int, payload_hash: str = "h", request_id: str | None = None) -> New:
+    payload = an_application("person", number).SerializeToString()
+    return New(f"id-{number}", LENDER, "client", request_id or f"request-{number}", payload, payload_hash, 1, "app",
+               CLOCK.now().timestamp())  # fmt: skip
+
+
+async def accepted(store: Store, *numbers: int) -> list[Claim]:
+    stored = await store.accept([(new(n), True) for n in numbers])
+    return [s.claim for s in stored if s.claim]
+
+
+def decided(claim: Claim) -> Decided:
+    return Decided(claim, "APPROVED", "A", b"d", b"p", b"s", b"r", 1.0, None, {"outcome": "APPROVED"})
+
+
+async def test_accepting_twice_stores_once(database: Database) -> None:
+    store = a_store(database)
+    first = await store.accept([(new(1), True)])
+    again = await store.accept([(New(**{**new(2).__dict__, "request_id": "request-1"}), True), (new(3), False)])
+    assert first[0].claim is not None
+    assert again == [Stored("id-1", "h", True), Stored("id-3", "h", False, None)]
+    assert await store.get_many(["id-2"]) == {}
+
+
+async def test_many_accept_the_same_request_at_once(database: Database) -> None:
+    store = a_store(database)
+    answers = await asyncio.gather(*(store.accept([(new(n, request_id="same-request"), True)]) for n in range(20)))
+    assert len({stored.id for (stored,) in answers}) == 1
+    assert sum(not stored.existed for (stored,) in answers) == 1
+
+
+async def test_a_claim_is_held_by_one(database: Database) -> None:
+    one, other = a_store(database, "one"), a_store(database, "other")
+    await one.accept([(new(n), False) for n in range(50)])
+    claims = [c for batch in await asyncio.gather(*(s.claim(30) for s in (one, other, one, other))) for c in batch]
+    assert sorted(c.id for c in claims) == sorted(f"id-{n}" for n in range(50))
+    assert await one.claim(10) == []
+
+
+async def test_who_lost_the_lease_decides_nothing(database: Database) -> None:
+    slow, fast = a_store(database, "slow", lease_s=-1.0), a_store(database, "fast")
+    (stale,) = await accepted(slow, 1)
+    (fresh,) = await fast.claim(1)
+    assert fresh.fence == stale.fence + 1
+    assert await slow.renew([stale]) == set()
+    assert await slow.settle([decided(stale)]) == set()
+    assert await fast.settle([decided(fresh)]) == {"id-1"}
+    assert await fast.settle([decided(fresh)]) == set()
+    history = await fast.events(LENDER, "id-1")
+    assert [event.kind for event in history] == ["accepted", "decided"]
+
+
+async def test_a_withdrawal_in_the_middle_of_work_wins(database: Database) -> None:
+    store = a_store(database)
+    (claim,) = await accepted(store, 1)
+    await store.change(LENDER, "id-1", "w-1", "hash", "withdrawn", {}, lambda *_: {"state": State.WITHDRAWN.value})
+    assert await store.settle([decided(claim)]) == set()
+    assert (await store.get(LENDER, "id-1")).state == State.WITHDRAWN
+
+
+async def test_deferred_waits_its_time_and_is_told_once(database: Database) -> None:
+    store = a_store(database)
+    (claim,) = await accepted(store, 1)
+    await store.settle([Deferred(claim, ("source_missing:tax",), 60.0, 1.0)])
+    assert await store.claim(10) == []
+    (other,) = await accepted(store, 2)
+    await store.settle([Deferred(other, ("x",), -1.0, 1.0)])
+    (again,) = await store.claim(10)
+    await store.settle([Deferred(again, ("x",), -1.0, 1.0)])
+    assert [e.kind for e in await store.events(LENDER, "id-2")] == ["accepted", "deferred"]
+
+
+async def test_a_change_asked_twice_happens_once(database: Database) -> None:
+    store = a_store(database)
+    await accepted(store, 1)
+    for _ in range(2):
+        await store.change(LENDER, "id-1", "w-1", "hash", "withdrawn", {}, lambda *_: {"state": "WITHDRAWN"})
+    with pytest.raises(RequestIdConflict):
+        await store.change(LENDER, "id-1", "w-1", "other", "withdrawn", {}, lambda *_: {"state": "WITHDRAWN"})
+    with pytest.raises(NotFound):
+        await store.change("lenders/other", "id-1", "w-2", "hash", "withdrawn", {}, lambda *_: {})
+    assert len(await store.events(LENDER, "id-1")) == 2
+
+
+async def test_what_is_overdue_expires_with_an_intact_history(database: Database) -> None:
+    store = a_store(database)
+    (claim,) = await accepted(store, 1)
+    await store.settle([Awaiting(claim, ({"field": "consents", "source": "tax", "reason": "X"},), due_at=2.0, at=1.0)])
+    assert await store.expire_overdue() == 1
+    assert (await store.get(LENDER, "id-1")).state == State.EXPIRED
+    before = ""
+    for event in await store.events(LENDER, "id-1"):
+        bare = type(event)(event.seq, event.kind, event.at, event.actor, event.details)
+        assert event.hash == chain(before, "id-1", bare)
+        before = event.hash
+
+
+async def test_pages_hold_everything_once(database: Database) -> None:
+    store = a_store(database)
+    await store.accept([(new(n), False) for n in range(25)])
+    seen, token = [], ""
+    while True:
+        page, token = await store.page(LENDER, 10, token, "state = PENDING", "create_time")
+        seen += [snapshot.id for snapshot in page]
+        if not token:
+            break
+    assert sorted(seen) == sorted(f"id-{n}" for n in range(25))
+    assert (await store.page("lenders/other", 10, "", "", ""))[0] == []
+
+
+async def test_a_failing_script_changes_nothing_and_harms_nobody(database: Database) -> None:
+    store = a_store(database)
+
+    def broken() -> Script[None]:
+        yield Statement("UPDATE application SET state = 'BROKEN'")
+        raise NotFound("on purpose")
+
+    good = accepted(store, 1)
+    outcomes = await asyncio.gather(good, database.run(broken), return_exceptions=True)
+    assert isinstance(outcomes[1], NotFound)
+    assert (await store.get(LENDER, "id-1")).state == State.PENDING
+
+
+async def test_a_database_that_is_away_says_so() -> None:
+    with pytest.raises(DependencyDown):
+        await open_database("postgresql://nobody@127.0.0.1:1/none")
+
+
+def test_migrations_lead_to_the_tables_of_the_code_and_back(database_url: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+    from sqlalchemy import Connection, inspect
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    from services.bureau import tables as bureau
+    from services.intake import tables as intake
+
+    url = database_url.replace("postgresql://", "postgresql+asyncpg://").replace("sqlite://", "sqlite+aiosqlite://")
+
+    async def check(work) -> list[object]:  # type: ignore[no-untyped-def]
+        engine = create_async_engine(url)
+        async with engine.connect() as connection:
+            found: list[object] = await connection.run_sync(work)
+        await engine.dispose()
+        return found
+
+    for package, metadata in (("services.intake", intake.metadata), ("services.bureau", bureau.metadata)):
+        upgrade(database_url, package)
+
+        def drift(connection: Connection, metadata: object = metadata) -> list[object]:
+            ours = {table.name for table in metadata.sorted_tables}  # type: ignore[attr-defined]
+
+            def include(thing: object, name: str | None, kind: str, *_: object) -> bool:
+                return kind != "table" or name in ours
+
+            context = MigrationContext.configure(connection, opts={"include_object": include, "compare_type": True})
+            return list(compare_metadata(context, metadata))  # type: ignore[arg-type]
+
+        assert asyncio.run(check(drift)) == []
+    for package in ("services.intake", "services.bureau"):
+        downgrade(database_url, package)
+    left = asyncio.run(check(lambda connection: inspect(connection).get_table_names()))
+    assert {str(name) for name in left} <= {"intake_version", "bureau_version"}
+
+
+async def test_the_store_runs_on_the_systems_clock_too(database: Database) -> None:
+    store = Store(database, SystemClock(), "a", 5.0)
+    await store.accept([(new(1), False)])
+    assert await store.backlog() == 1

@@ -1,0 +1,81 @@
+"""The floor: batches that form by themselves, settings that refuse, deadlines that shrink."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+
+import pytest
+
+from loanmesh.runtime import deadline
+from loanmesh.runtime.batching import Batcher
+from loanmesh.runtime.clock import FakeClock, new_uuid7
+from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, Overloaded
+from loanmesh.runtime.settings import load, names
+from services.intake.settings import IntakeSettings
+
+
+async def test_what_arrives_meanwhile_becomes_the_next_batch() -> None:
+    sizes: list[int] = []
+    gate = asyncio.Event()
+
+    async def run(batch: Sequence[int]) -> Sequence[int | LoanmeshError]:
+        sizes.append(len(batch))
+        await gate.wait()
+        return [InvalidRequest(("n", "odd")) if n % 2 else n for n in batch]
+
+    batcher: Batcher[int, int] = Batcher(run, max_items=4, max_waiting=6)
+    first = asyncio.create_task(batcher.submit(0))
+    while not sizes:
+        await asyncio.wait([first], timeout=0.001)
+    others = [asyncio.create_task(batcher.submit(n)) for n in range(1, 7)]
+    await asyncio.wait(others, timeout=0.001)
+    with pytest.raises(Overloaded):
+        await batcher.submit(7)
+    gate.set()
+    outcomes = await asyncio.gather(first, *others, return_exceptions=True)
+    assert sizes == [1, 4, 2]
+    assert [isinstance(outcome, InvalidRequest) for outcome in outcomes] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_wrong_setting_stops_the_start_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("INTAKE_LEASE__DURATION_S", "-1"), ("INTAKE_LEESE__DURATION_S", "1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(SystemExit) as stop:
+                load(IntakeSettings)
+        assert stop.value.code == 2
+        assert name in capsys.readouterr().err
+
+
+def test_every_setting_has_a_name() -> None:
+    assert "INTAKE_WORK__BATCH_MAX" in set(names(IntakeSettings, "INTAKE_"))
+
+
+def test_a_deadline_shrinks_on_the_way() -> None:
+    deadline.note(10.0)
+    assert deadline.remaining_s(8.0, 5.0) == pytest.approx(2.0 - deadline.RESERVE_S)
+    assert deadline.remaining_s(11.0, 5.0) == 0.0
+    deadline.note(None)
+    assert deadline.remaining_s(8.0, 5.0) == 5.0
+
+
+def test_ids_sort_by_time() -> None:
+    clock = FakeClock()
+    ids = []
+    for _ in range(20):
+        ids.append(new_uuid7(clock))
+        clock.advance(0.002)
+    assert ids == sorted(ids)
+    assert all(uuid.UUID(i).version == 7 for i in ids)
