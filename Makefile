@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= $(or $(LOANMESH_DATA),../shared/data)
 
-.PHONY: help demo test unit lint format proto lock train bench firms clean
+.PHONY: help demo test unit lint format proto lock train bench firms docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ firms: $(READY) ## Decide the 302 real firms: make firms DATA=folder
 
 train: ## Train the models again: make train DATA=folder TRAIN_PYTHON=python with requirements/train.in
 	PYTHONPATH=. $(or $(TRAIN_PYTHON),python3) -m lab.training.train $(DATA)
+
+docs: $(READY) ## Write the generated pages of docs/ again
+	@$(BIN)/python -m lab.contract_pages
 
 proto: ## Generate the contracts' code again after editing protos/
 	@rm -f $(READY)

@@ -50,3 +50,10 @@ def test_no_installed_file_belongs_to_two_packages() -> None:
                 continue
             owner = owners.setdefault(str(file), package.name)
             assert owner == package.name, file
+
+
+def test_the_generated_pages_are_up_to_date() -> None:
+    from lab.contract_pages import pages
+
+    for path, text in pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is old: make docs"
