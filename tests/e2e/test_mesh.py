@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -143,7 +144,7 @@ async def test_a_missing_consent_is_asked_for_and_supplied(mesh: Mesh, client: C
 async def test_two_dead_sources_fail_nothing_and_decline_nothing(mesh: Mesh, client: Client) -> None:
     await set_fault(mesh, "court", dead=True)
     await set_fault(mesh, "bank_flow", hang=True)
-    jobs = some_jobs(200)
+    jobs = some_jobs(int(os.environ.get("LOANMESH_PROOF_APPLICATIONS", "200")))
     stored = await asyncio.gather(*(client.submit(a, request_id=key, wait_s=1.0) for key, a in jobs))
     assert {a.state for a in stored} == {pb.Application.STATE_PENDING}
     await set_fault(mesh, "court", dead=False)  # Court is back, bank flow still hangs: approvals yes, declines no.
