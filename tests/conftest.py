@@ -7,9 +7,10 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+
+from tests.databases import new_database
 
 
 @pytest.fixture(scope="session")
@@ -32,14 +33,4 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'test.db'}"
     server: str = request.getfixturevalue("postgres")
-    name = f"t_{os.urandom(6).hex()}"
-    import asyncpg
-
-    async def create() -> None:
-        connection = await asyncpg.connect(server)
-        await connection.execute(f"CREATE DATABASE {name}")
-        await connection.close()
-
-    asyncio.run(create())
-    parts = urlsplit(server)
-    return urlunsplit(parts._replace(path=f"/{name}"))
+    return asyncio.run(new_database(server))

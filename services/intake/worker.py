@@ -6,6 +6,7 @@ The application just accepted and the one found in the store go through the same
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
@@ -93,7 +94,8 @@ class Worker:
         while self._queue and len(self._under_way) < self._batches:
             batch = [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
             self._working.update((claim.id, claim) for claim in batch)
-            task = asyncio.create_task(self._work(batch))
+            # A context of its own: the batch must not inherit the deadline of whichever caller happened to start it.
+            task = asyncio.create_task(self._work(batch), context=contextvars.Context())
             self._under_way.add(task)
             task.add_done_callback(self._done)
 

@@ -11,14 +11,19 @@ import pytest
 from loanmesh.cli.mesh import Mesh, free_ports
 from loanmesh.client import Client
 from loanmesh.runtime.clock import SystemClock
+from tests.databases import new_database
 
 Fault = Callable[..., object]
 
 
-@pytest.fixture
-async def mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
-    """The mesh on SQLite."""
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+async def mesh(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
+    """The mesh on either kind of database."""
     monkeypatch.setenv("INTAKE_LEASE__DURATION_S", "2")
+    if request.param == "postgres":
+        server: str = request.getfixturevalue("postgres")
+        for service in ("INTAKE", "BUREAU"):
+            monkeypatch.setenv(f"{service}_DATABASE_URL", await new_database(server))
     started = Mesh(tmp_path / "state", None, free_ports(), SystemClock(), print)
     try:
         await started.start()

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from lending.intake.v1 import intake_service_pb2 as pb
 from rich.console import Console
 
-from lending.intake.v1 import intake_service_pb2 as pb
 from loanmesh.cli.firms import decide_firms, read_firms, teach
 from loanmesh.cli.mesh import START_ORDER, Mesh
 from loanmesh.client import Client
