@@ -16,7 +16,7 @@ from loanmesh.client import Client
 from loanmesh.runtime.clock import SystemClock
 from tests.e2e.conftest import set_fault
 
-DATA = Path(os.environ.get("LOANMESH_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("LOANMESH_DATA", Path(__file__).parents[3] / "shared" / "data")).resolve()
 CLOCK = SystemClock()
 
 
@@ -24,7 +24,7 @@ CLOCK = SystemClock()
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not here; LOANMESH_DATA names their folder")
 async def test_all_firms_are_decided_once_whoever_is_killed(mesh: Mesh, client: Client) -> None:
     firms = read_firms(DATA)
-    await teach(mesh.parts["sandbox"].address, DATA.resolve())
+    await teach(mesh.parts["sandbox"].address, DATA)
     await set_fault(mesh, "*", latency_ms=100)
     console = Console(quiet=True)
     work = asyncio.create_task(decide_firms(console, client, firms, 50_000_000, 12, CLOCK))

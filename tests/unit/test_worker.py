@@ -57,7 +57,8 @@ async def test_a_batch_does_not_inherit_the_deadline_of_the_caller_that_started_
 
 
 async def test_draining_finishes_what_is_begun_and_gives_back_the_rest() -> None:
-    gate, begun = asyncio.Event(), []
+    gate = asyncio.Event()
+    begun: list[str] = []
 
     async def decide_batch(claims: Sequence[Claim]) -> set[str]:
         begun.extend(claim.id for claim in claims)
