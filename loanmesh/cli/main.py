@@ -28,6 +28,8 @@ app = typer.Typer(
     help="Decides loan applications. Start with `loanmesh demo`, or `loanmesh up` and `loanmesh submit FILE`.",
 )
 FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+PATIENCE_S = 5.0
+"""How long a person at a prompt waits for a mesh that is away."""
 T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -79,7 +81,10 @@ def _read_application(path: Path) -> Any:
     complain = Console(stderr=True, highlight=False)
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        return json_format.ParseDict(json.loads(text), Application())
+        read = json.loads(text)
+        if not isinstance(read, dict):
+            raise json_format.ParseError(f"an application is a JSON object, not {type(read).__name__}")
+        return json_format.ParseDict(read, Application())
     except json.JSONDecodeError as error:
         complain.print(f"[red]{path}:{error.lineno}:{error.colno}[/]: {error.msg}; nothing was sent")
     except json_format.ParseError as error:
@@ -181,7 +186,7 @@ def submit(
     application = _read_application(file)
 
     async def work() -> Any:
-        async with Client(address, lender=lender) as client:
+        async with Client(address, lender=lender, patience_s=PATIENCE_S) as client:
             return await client.submit(application, request_id=request_id, wait_s=wait)
 
     _print(_run(work()), json_, show.application)
@@ -215,7 +220,7 @@ def get(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
     from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address) as client:
+        async with Client(address, patience_s=PATIENCE_S) as client:
             return await client.get(name)
 
     _print(_run(work()), json_, show.application)
@@ -231,7 +236,7 @@ def watch(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
     from loanmesh.client import Client
 
     async def work() -> None:
-        async with Client(address) as client:
+        async with Client(address, patience_s=PATIENCE_S) as client:
             async for application in client.watch(name):
                 _print(application, json_, show.application)
 
@@ -256,7 +261,7 @@ def list_(
     from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address, lender=lender) as client:
+        async with Client(address, lender=lender, patience_s=PATIENCE_S) as client:
             return await client.list(filter=filter_, order_by=order, page_size=limit, page_token=page)
 
     found = _run(work())
@@ -288,7 +293,7 @@ def explain(
     from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address) as client:
+        async with Client(address, patience_s=PATIENCE_S) as client:
             return await client.explain(name, schedules=schedules)
 
     _print(_run(work()), json_, show.explanation)
@@ -304,7 +309,7 @@ def history(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
     from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address) as client:
+        async with Client(address, patience_s=PATIENCE_S) as client:
             return await client.history(name)
 
     found = _run(work())
@@ -336,7 +341,7 @@ def accept(
     from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address) as client:
+        async with Client(address, patience_s=PATIENCE_S) as client:
             return await client.accept(name, offer, request_id=request_id)
 
     _print(_run(work()), json_, show.application)

@@ -87,7 +87,7 @@ def test_the_main_job_by_command(up: dict[str, Any], tmp_path: Path) -> None:
     assert "--port-base" in other.stderr + other.stdout
 
     buf = str(Path(sys.executable).parent / "buf")
-    listed = subprocess.run([buf, "curl", "--http2-prior-knowledge", "--list-services", f"http://{up['address']}"],
+    listed = subprocess.run([buf, "curl", "--http2-prior-knowledge", "--protocol", "grpc", "--list-methods", f"http://{up['address']}"],
                             capture_output=True, text=True, check=False)  # fmt: skip
     assert "lending.intake.v1.IntakeService" in listed.stdout, listed.stderr
 
@@ -107,6 +107,9 @@ def test_a_malformed_file_is_reported_with_its_place(text: str, where: str, tmp_
 
 
 def test_nobody_there_is_said_plainly(tmp_path: Path) -> None:
+    gone = run("get", f"lenders/demo/applications/{'0' * 36}", LOANMESH_ADDRESS=f"127.0.0.1:{free_base()}")
+    assert gone.returncode == 3
+    assert "loanmesh up" in gone.stderr
     data = run("decide-firms", str(tmp_path), COLUMNS="500")
     assert data.returncode == 2
     assert "cn_sme_firms_302_nocredit.csv" in data.stderr + data.stdout
