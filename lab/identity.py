@@ -6,6 +6,8 @@ import datetime as dt
 
 from loanmesh.runtime.identity import credit_check, resident_check
 
+PERSONS_MAX = 10_000_000
+"""How many synthetic persons there are: four digits of region, three of sequence."""
 REAL_FIRMS_FROM = 900_000_000
 """Firm numbers from here stand for the firms of the real data set: E124 is 900,000,124."""
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from aiohttp import web
 
-from lab.identity import REAL_FIRMS_FROM, firm_index, person_index
+from lab.identity import PERSONS_MAX, REAL_FIRMS_FROM, firm_index, person_index
 from lab.population import SOURCES, Kind, Population
 from loanmesh.runtime.clock import Clock, SystemClock
 
@@ -71,7 +71,7 @@ class Sandbox:
         app.router.add_post("/control/faults", self.set_faults)
         app.router.add_post("/control/data", self.load_data)
         app.router.add_get("/control/stats", self.stats)
-        app.router.add_get("/control/application/{kind}/{index}", self.application)
+        app.router.add_get(r"/control/application/{kind:person|firm}/{index:\d{1,9}}", self.application)
         return app
 
     async def query(self, request: web.Request) -> web.StreamResponse:
@@ -80,7 +80,11 @@ class Sandbox:
         if source not in self._faults:
             raise web.HTTPNotFound(text="no such source")
         fault = self._faults[source]
-        body = await request.json()
+        try:
+            body = await request.json()
+            kind, value = str(body["kind"]), str(body["value"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise web.HTTPBadRequest(text="the body must be an object with kind and value") from error
         await self._clock.sleep(max(0.0, fault.latency_ms + self._dice.uniform(-1, 1) * fault.jitter_ms) / 1000)
         if fault.dead and request.transport:
             self._stats[f"{source}:dead"] += 1
@@ -96,12 +100,13 @@ class Sandbox:
             self._stats[f"{source}:garbage"] += 1
             return web.json_response({"observed_at": "yesterday", "facts": {"tax.sales_12m_fen": "many"}})
         self._stats[f"{source}:answered"] += 1
-        facts = self._facts(source, str(body["kind"]), str(body["value"]))
+        facts = self._facts(source, kind, value)
         said = {"observed_at": self._clock.now().isoformat(), "facts": facts or {}}
         return web.json_response(said, status=404 if facts is None else 200)
 
     def _facts(self, source: str, kind: str, value: str) -> dict[str, Any] | None:
-        index = person_index(value) if kind == "resident_id" else firm_index(value)
+        readers = {"resident_id": person_index, "unified_social_credit_code": firm_index}
+        index = readers[kind](value) if kind in readers else None
         if index is None:
             return None
         if kind != "resident_id" and index >= REAL_FIRMS_FROM:
@@ -133,24 +138,26 @@ class Sandbox:
 
     async def set_faults(self, request: web.Request) -> web.Response:
         """Change it."""
-        change = dict(await request.json())
-        source = change.pop("source", "*")
-        if source != "*" and source not in self._faults:
-            raise web.HTTPBadRequest(text=f"source must be * or one of {', '.join(SOURCES)}")
         try:
-            for name in SOURCES if source == "*" else (source,):
-                self._faults[name] = replace(self._faults[name], **change)
-        except TypeError as error:
+            change = dict(await request.json())
+            source = change.pop("source", "*")
+            if source != "*" and source not in self._faults:
+                raise ValueError(f"source must be * or one of {', '.join(SOURCES)}")
+            made = {name: _changed(self._faults[name], change) for name in (SOURCES if source == "*" else (source,))}
+        except (ValueError, TypeError) as error:
             raise web.HTTPBadRequest(text=str(error)) from error
+        self._faults.update(made)
         return await self.get_faults(request)
 
     async def load_data(self, request: web.Request) -> web.Response:
         """Read the real firms' invoices and remember their facts."""
-        folder = Path((await request.json())["dir"])
         try:
+            folder = Path((await request.json())["dir"])
             count = await asyncio.to_thread(self.read_real_firms, folder)
+        except (KeyError, TypeError, ValueError) as error:
+            raise web.HTTPBadRequest(text="the body must be an object with dir") from error
         except (OSError, ImportError) as error:
-            raise web.HTTPBadRequest(text=f"cannot read the invoices in {folder}: {error}") from error
+            raise web.HTTPBadRequest(text=f"cannot read the invoices: {error}") from error
         return web.json_response({"firms": count})
 
     def read_real_firms(self, folder: Path) -> int:
@@ -159,7 +166,10 @@ class Sandbox:
             from lab.invoices import read_invoices, tax_facts
 
             self._real = tax_facts(read_invoices(folder))
-            self._remembered.write_text(json.dumps(self._real), encoding="utf-8")
+            # Whole or not at all: half a file would stop the next start.
+            half = self._remembered.with_suffix(".new")
+            half.write_text(json.dumps(self._real), encoding="utf-8")
+            half.replace(self._remembered)
         return len(self._real)
 
     async def stats(self, request: web.Request) -> web.Response:
@@ -170,7 +180,20 @@ class Sandbox:
         """What a subject would send."""
         kind: Kind = "person" if request.match_info["kind"] == "person" else "firm"
         index = int(request.match_info["index"])
+        if index >= (PERSONS_MAX if kind == "person" else REAL_FIRMS_FROM):
+            raise web.HTTPNotFound(text="no such synthetic subject")
         return web.json_response(self._population.application(kind, index, self._clock.now()))
+
+
+def _changed(fault: Fault, change: dict[str, Any]) -> Fault:
+    changed = replace(fault, **change)
+    for name, value in asdict(changed).items():
+        if isinstance(getattr(Fault, name), bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false")
+        elif not 0 <= float(value) <= (1 if name == "error_rate" else 600_000):
+            raise ValueError(f"{name} is out of range")
+    return changed
 
 
 async def serve(arguments: argparse.Namespace) -> None:

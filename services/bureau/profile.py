@@ -1,16 +1,15 @@
-"""What a source said, kept as it was; and how fresh it is at a given moment. Pure."""
+"""What a source said, kept as it was, and how it stands in the profile. Pure."""
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lending.bureau.v1.bureau_service_pb2 import SourceReport
-from lending.type.v1.party_pb2 import Consent, Party
 
+from services.bureau.freshness import fresh_until, is_fresh
 from services.bureau.sources import Source
 
 
@@ -42,28 +41,6 @@ class Missing:
     retry_at: float
 
 
-def is_fresh(answer: Answer, source: Source, now_s: float) -> bool:
-    """Whether a decline may still rest on it."""
-    return now_s < answer.observed_at + source.fresh_for_s
-
-
-def is_usable(answer: Answer, source: Source, now_s: float) -> bool:
-    """Whether an approval may still rest on it."""
-    return now_s < answer.observed_at + source.usable_for_s
-
-
-def has_consent(consents: Sequence[Consent], party: Party, source: str, now: dt.datetime) -> bool:
-    """Whether the party's consent to ask the source for an assessment is in force."""
-    return any(
-        c.source == source
-        and c.purpose == Consent.PURPOSE_CREDIT_ASSESSMENT
-        and (c.party_role or Party.ROLE_BORROWER) == party.role
-        and c.given_time.ToDatetime(dt.UTC) <= now + dt.timedelta(minutes=5)
-        and (not c.HasField("expire_time") or now < c.expire_time.ToDatetime(dt.UTC))
-        for c in consents
-    )
-
-
 def report(source: Source, answer: Answer | Missing | None, now_s: float) -> SourceReport:
     """The report of one source: None stands for no consent."""
     if answer is None:
@@ -72,14 +49,14 @@ def report(source: Source, answer: Answer | Missing | None, now_s: float) -> Sou
         missing = SourceReport(source=source.id, state=SourceReport.STATE_MISSING, missing_cause=answer.cause)
         missing.retry_time.FromMicroseconds(int(answer.retry_at * 1e6))
         return missing
-    fresh = is_fresh(answer, source, now_s)
+    fresh = is_fresh(answer.observed_at, source, now_s)
     state = SourceReport.STATE_STALE
     if fresh:
         state = SourceReport.STATE_FRESH if answer.found else SourceReport.STATE_NOT_FOUND
     made = SourceReport(source=source.id, state=state)
     made.observed_time.FromMicroseconds(int(answer.observed_at * 1e6))
     made.fetched_time.FromMicroseconds(int(answer.fetched_at * 1e6))
-    made.usable_until_time.FromMicroseconds(int((answer.observed_at + source.fresh_for_s) * 1e6))
+    made.usable_until_time.FromMicroseconds(int(fresh_until(answer.observed_at, source) * 1e6))
     for name, value in answer.facts.items():
         attribute = made.attributes.add(name=name)
         match value:

@@ -7,10 +7,19 @@ from typing import Any
 import grpc
 from lending.bureau.v1 import bureau_service_pb2 as pb
 from lending.bureau.v1.bureau_service_pb2_grpc import BureauServiceServicer
+from lending.type.v1.party_pb2 import Identity, Party
 
+from loanmesh.runtime.errors import InvalidRequest
+from loanmesh.runtime.identity import valid_credit_code, valid_resident_id
+from loanmesh.runtime.status import item_status
 from services.bureau.gather import Gatherer
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_Result = pb.GatherProfilesResponse.Result
+_CHECKS = {
+    Party.KIND_PERSON: (Identity.KIND_RESIDENT_ID, valid_resident_id),
+    Party.KIND_FIRM: (Identity.KIND_UNIFIED_SOCIAL_CREDIT_CODE, valid_credit_code),
+}
 
 
 class BureauServicer(BureauServiceServicer):
@@ -20,11 +29,26 @@ class BureauServicer(BureauServiceServicer):
         self._gatherer = gatherer
 
     async def GatherProfiles(self, request: pb.GatherProfilesRequest, context: _Context) -> pb.GatherProfilesResponse:
-        """One profile an item."""
-        profiles = await self._gatherer.gather(request.items)
+        """One profile an item; an identity that cannot be fails its item alone."""
+        errors = [_error(item.party) for item in request.items]
+        sound = [item for item, error in zip(request.items, errors, strict=True) if error is None]
+        profiles = iter(await self._gatherer.gather(sound))
         return pb.GatherProfilesResponse(
             results=[
-                pb.GatherProfilesResponse.Result(key=item.key, profile=profile)
-                for item, profile in zip(request.items, profiles, strict=True)
+                _Result(key=item.key, profile=next(profiles))
+                if error is None
+                else _Result(key=item.key, error=item_status(error))
+                for item, error in zip(request.items, errors, strict=True)
             ]
         )
+
+
+def _error(party: Party) -> InvalidRequest | None:
+    # The texts never quote the number: it is personal data.
+    identity_kind, is_valid = _CHECKS[party.kind]
+    if party.identity.kind != identity_kind:
+        rule = f"must be {Identity.Kind.Name(identity_kind)} for a {Party.Kind.Name(party.kind)}"
+        return InvalidRequest(("party.identity.kind", rule))
+    if not is_valid(party.identity.value):
+        return InvalidRequest(("party.identity.value", "is no such number: its date or check character is wrong"))
+    return None

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings
 
 
@@ -16,7 +17,7 @@ class Gather(BaseModel, frozen=True, extra="forbid"):
     budget_s: Annotated[float, Field(gt=0)] = 1.0
     """How long a profile waits for its sources; what comes later is kept for the next look."""
     timeout_s: Annotated[float, Field(gt=0)] = 5.0
-    """How long one source may take. Above the budget: a slow answer still lands in the cache."""
+    """How long one source may take, a second try included. Above the budget: a slow answer still lands in the cache."""
     at_once_max: Annotated[int, Field(ge=1)] = 64
     """Queries under way at one source (its bulkhead)."""
     waiting_max: Annotated[int, Field(ge=1)] = 2000
@@ -37,3 +38,5 @@ class BureauSettings(ServiceSettings):
     subject_key: SecretStr = SecretStr("loanmesh-local-demo-key")
     """Key of the hash under which subjects are stored, so that the cache holds no identity numbers."""
     gather: Gather = Gather()
+    breaker: BreakerSettings = BreakerSettings()
+    """When a source is left alone for a while; each source has its own breaker, all with these settings."""

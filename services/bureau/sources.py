@@ -19,7 +19,7 @@ _USABLE_FACTOR = 7
 
 
 class Garbage(Exception):
-    """A source answered what it may not; the text names the fact, never its value."""
+    """A source answered what it may not; the text names the source or the fact, never its value."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,15 @@ class Source:
     types: Mapping[PartyKind, Mapping[str, str]]
     """Per kind of party: attribute name -> integer, number, flag or text."""
 
-    def read(self, kind: PartyKind, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, kind: PartyKind, facts: object) -> dict[str, Any]:
         """The source's facts under dictionary names, typed. Null facts are left out. Raises Garbage."""
+        if not isinstance(facts, Mapping):
+            raise Garbage(f"{self.id}: the facts are no object")
         types = self.types[kind]
         known: dict[str, Any] = {}
         for name, value in facts.items():
             if name not in types:
-                raise Garbage(f"{self.id} stated {name!r:.60}, which it may not")
+                raise Garbage(f"{self.id} stated an attribute of a {kind} that it may not")
             if value is None:
                 continue
             known[name] = _typed(name, types[name], value)
@@ -53,7 +55,8 @@ def _typed(name: str, type_: str, value: Any) -> Any:
             return value
         case "number", int() | float() if not isinstance(value, bool) and abs(value) < 1e18:
             return float(value)
-        case "text", str() if len(value) <= 100:
+        # Not printable: half a surrogate pair, say, which no protobuf text can carry.
+        case "text", str() if len(value) <= 100 and value.isprintable():
             return value
     raise Garbage(f"{name} is no {type_}")
 

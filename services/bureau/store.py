@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import asyncio
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 
 import structlog
 
-from loanmesh.runtime.batching import Batcher
 from loanmesh.runtime.database import Database, Script, Statement
-from loanmesh.runtime.errors import DependencyDown
+from loanmesh.runtime.errors import NotNow
 from services.bureau.gather import Key
 from services.bureau.profile import Answer
 
@@ -17,8 +17,13 @@ _PUT = """
 INSERT INTO source_answer (lender, subject_hash, source, answer, fetched_at) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (lender, subject_hash, source) DO UPDATE SET answer = excluded.answer, fetched_at = excluded.fetched_at
 WHERE excluded.fetched_at > source_answer.fetched_at"""
-_GET = "SELECT lender, subject_hash, source, answer FROM source_answer WHERE subject_hash IN ({marks})"
+# By lender first, as the primary key is: without it each look would read the whole table.
+_GET = "SELECT subject_hash, source, answer FROM source_answer WHERE lender = ? AND subject_hash IN ({marks})"
+_PURGE = "DELETE FROM source_answer WHERE fetched_at < ?"
 IN_MEMORY_MAX = 50_000
+WAITING_MAX = 10_000
+"""Answers that wait for the disk; beyond, the oldest is dropped: it costs a query later."""
+BATCH_MAX = 256
 log = structlog.get_logger()
 
 
@@ -28,30 +33,55 @@ class AnswerStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._memory: OrderedDict[Key, Answer] = OrderedDict()
-        self._writes: Batcher[tuple[Key, Answer], None] = Batcher(self._write, max_items=256, max_waiting=10_000)
+        self._waiting: OrderedDict[Key, Answer] = OrderedDict()
+        self._writer: asyncio.Task[None] | None = None
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         """What is known of the keys."""
-        known = {key: self._memory[key] for key in keys if key in self._memory}
-        subjects = sorted({key[1] for key in keys if key not in known})
-        if subjects:
-            marks = ", ".join("?" * len(subjects))
-            try:
-                rows = await self._database.read(_GET.format(marks=marks), subjects)
-            except DependencyDown as error:
-                log.warning("cache_unreadable", error=str(error))
-                rows = []
-            for lender, subject, source, text in rows:
-                self._remember((lender, subject, source), Answer.from_json(text))
-        return {key: self._memory[key] for key in keys if key in self._memory}
+        known: dict[Key, Answer] = {}
+        unknown: dict[str, set[str]] = defaultdict(set)
+        for key in keys:
+            if key in self._memory:
+                self._memory.move_to_end(key)
+                known[key] = self._memory[key]
+            else:
+                unknown[key[0]].add(key[1])
+        wanted = set(keys)
+        for lender, subjects in unknown.items():
+            for key, answer in (await self._read(lender, sorted(subjects))).items():
+                self._remember(key, answer)
+                if key in wanted and key not in known:
+                    known[key] = self._memory.get(key, answer)
+        return known
 
     async def put(self, key: Key, answer: Answer) -> None:
-        """Keep an answer; returns when it is on disk, or when the disk refused it and that was reported."""
+        """Keep an answer: known at once, on disk soon after. Never waits for the disk, which may be slow."""
         self._remember(key, answer)
+        self._waiting[key] = answer
+        if len(self._waiting) > WAITING_MAX:
+            self._waiting.popitem(last=False)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_waiting())
+
+    async def purge(self, fetched_before: float) -> None:
+        """Delete answers fetched before (seconds since 1970): what may no longer be used is not kept."""
         try:
-            await self._writes.submit((key, answer))
-        except DependencyDown as error:
+            await self._database.run(lambda: _one(Statement(_PURGE, [(fetched_before,)])))
+        except NotNow as error:
             log.warning("cache_unwritable", error=str(error))
+
+    async def close(self) -> None:
+        """Write what waits."""
+        if self._writer:
+            await self._writer
+
+    async def _read(self, lender: str, subjects: Sequence[str]) -> dict[Key, Answer]:
+        try:
+            rows = await self._database.read(_GET.format(marks=", ".join("?" * len(subjects))), [lender, *subjects])
+        except NotNow as error:
+            log.warning("cache_unreadable", error=str(error))
+            return {}
+        return {(lender, subject, source): Answer.from_json(text) for subject, source, text in rows}
 
     def _remember(self, key: Key, answer: Answer) -> None:
         held = self._memory.get(key)
@@ -61,11 +91,17 @@ class AnswerStore:
         while len(self._memory) > IN_MEMORY_MAX:
             self._memory.popitem(last=False)
 
-    async def _write(self, batch: Sequence[tuple[Key, Answer]]) -> Sequence[None]:
-        def script() -> Script[None]:
-            yield Statement(
-                _PUT, [(*key, answer.to_json(), answer.fetched_at) for key, answer in sorted(batch, key=lambda b: b[0])]
-            )
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popitem(last=False) for _ in range(min(BATCH_MAX, len(self._waiting)))]
+            # In the order of the key, so that two replicas that write the same rows do not deadlock.
+            rows = [(*key, answer.to_json(), answer.fetched_at) for key, answer in sorted(batch, key=lambda b: b[0])]
+            put = Statement(_PUT, rows)
+            try:
+                await self._database.run(lambda put=put: _one(put))  # type: ignore[misc]
+            except NotNow as error:
+                log.warning("cache_unwritable", error=str(error), dropped=len(rows))
 
-        await self._database.run(script)
-        return [None] * len(batch)
+
+def _one(statement: Statement) -> Script[None]:
+    yield statement

@@ -22,4 +22,4 @@ class SourceAnswerRow(Table, table=True):
     subject_hash: str = Field(sa_column=Column(Text, primary_key=True))
     source: str = Field(sa_column=Column(Text, primary_key=True))
     answer: str = Field(sa_column=Column(Text, nullable=False))
-    fetched_at: float = Field(sa_column=Column(Double, nullable=False))
+    fetched_at: float = Field(sa_column=Column(Double, nullable=False, index=True))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
-from typing import Any
+import json
 
 import aiohttp
+import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from loanmesh.runtime.clock import Clock
@@ -14,51 +16,74 @@ from services.bureau.profile import Answer
 from services.bureau.sources import Garbage, Source
 
 ATTEMPTS = 2
-"""One more try for a broken connection; a source that is down must not be asked more than twice for one look."""
+"""One more try for a broken connection or a 5xx; a source that is down must not be asked more than twice a look."""
+BODY_BYTES_MAX = 65_536
+"""Longest answer read. Every attribute of the dictionary at its longest fits ten times."""
+FUTURE_S_MAX = 300.0
+"""How far ahead a source's clock may run."""
+log = structlog.get_logger()
+
+
+class _Down(Exception):
+    """The source answered 5xx."""
 
 
 class HttpWire:
-    """Asks sources under one base address, POST /v1/{source}/query."""
+    """Asks sources under one base address, POST /v1/{source}/query.
+
+    timeout_s  for one query with its retry and the waits between.
+    """
 
     def __init__(self, base_url: str, clock: Clock, timeout_s: float) -> None:
         self._base_url = base_url.rstrip("/")
         self._clock = clock
+        self._timeout_s = timeout_s
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=timeout_s), connector=aiohttp.TCPConnector(limit=0)
+            timeout=aiohttp.ClientTimeout(total=None), connector=aiohttp.TCPConnector(limit=0)
         )
 
     async def ask(self, source: Source, subject: Subject) -> Answer | str:
-        """The answer, or `timeout`, `unavailable`, `refused` or `garbage`."""
+        """The answer, or `timeout`, `unavailable`, `overloaded` (429), `refused` (other 4xx) or `garbage`."""
         try:
-            async for attempt in AsyncRetrying(
-                stop=stop_after_attempt(ATTEMPTS),
-                wait=wait_random_exponential(multiplier=0.05, max=0.2),
-                retry=retry_if_exception_type(aiohttp.ClientConnectionError),
-                sleep=self._clock.sleep,
-                reraise=True,
-            ):
-                with attempt:
-                    return await self._once(source, subject)
+            async with asyncio.timeout(self._timeout_s):
+                return await self._retrying(source, subject)
         except TimeoutError:
             return "timeout"
-        except (aiohttp.ClientPayloadError, aiohttp.ContentTypeError, Garbage, ValueError, TypeError, KeyError):
+        except Garbage as error:
+            log.warning("source_garbage", source=source.id, error=str(error))
             return "garbage"
-        except aiohttp.ClientError:
+        except (aiohttp.ClientPayloadError, ValueError, TypeError, KeyError, RecursionError):
+            return "garbage"
+        except (aiohttp.ClientError, _Down):
             return "unavailable"
+
+    async def _retrying(self, source: Source, subject: Subject) -> Answer | str:
+        async for attempt in AsyncRetrying(
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.05, max=0.2),
+            retry=retry_if_exception_type((aiohttp.ClientConnectionError, _Down)),
+            sleep=self._clock.sleep,
+            reraise=True,
+        ):
+            with attempt:
+                return await self._once(source, subject)
         raise AssertionError("the last attempt returns or raises")
 
     async def _once(self, source: Source, subject: Subject) -> Answer | str:
         body = {"kind": subject.identity_kind, "value": subject.number}
         async with self._session.post(f"{self._base_url}/v1/{source.id}/query", json=body) as response:
             if response.status >= 500:
-                return "unavailable"
+                raise _Down
+            if response.status == 429:
+                return "overloaded"
             if response.status not in (200, 404):
                 return "refused"
-            said: dict[str, Any] = await response.json()
+            said = json.loads(await _body(response))
         now_s = self._clock.now().timestamp()
         observed_at = dt.datetime.fromisoformat(said["observed_at"])
-        if observed_at.tzinfo is None or observed_at.timestamp() > now_s + 300:
-            raise Garbage(f"{source.id}: observed_at has no zone or lies in the future")
+        if observed_at.tzinfo is None or not 0 < observed_at.timestamp() <= now_s + FUTURE_S_MAX:
+            raise Garbage(f"{source.id}: observed_at has no zone, or lies in the future or before 1970")
+        # A 404 counts as `does not know the subject` only in the source's own words: a proxy's 404 is garbage.
         found = response.status == 200
         facts = source.read(subject.kind, said["facts"]) if found else {}
         return Answer(found, facts, observed_at.timestamp(), now_s)
@@ -66,3 +91,12 @@ class HttpWire:
     async def close(self) -> None:
         """Close connections."""
         await self._session.close()
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > BODY_BYTES_MAX:
+            raise Garbage(f"the answer is longer than {BODY_BYTES_MAX} bytes")
+    return bytes(body)

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lending.bureau.v1.bureau_service_pb2 import SourceReport
+from google.protobuf.timestamp_pb2 import Timestamp
+from lending.bureau.v1.bureau_service_pb2 import Attribute, SourceReport
 from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest
 from lending.type.v1.loan_pb2 import LoanRequest
 from lending.type.v1.reason_pb2 import Fact, Value
+
+from services.pricing.policy import Attribute as Entry
 
 _COMPLETE = frozenset({SourceReport.STATE_FRESH, SourceReport.STATE_NOT_FOUND})
 _USABLE = _COMPLETE | {SourceReport.STATE_STALE}
@@ -18,10 +21,10 @@ _USABLE = _COMPLETE | {SourceReport.STATE_STALE}
 
 @dataclass(frozen=True)
 class Evidence:
-    """Facts by name, with their wire form, and the sources by how they answered."""
+    """Values by name, where each came from, and the sources by how they answered."""
 
     values: Mapping[str, Any]
-    facts: Mapping[str, Fact]
+    origins: Mapping[str, tuple[Value, str, Timestamp | None]]
     complete: frozenset[str]
     """Sources whose answer a decline may rest on."""
     usable: frozenset[str]
@@ -32,44 +35,87 @@ class Evidence:
         value = self.values.get(name)
         return int(value) if value is not None else None
 
+    def fact(self, name: str) -> Fact:
+        """The fact in its wire form, built only for the few that a reason shows; without a value where unknown."""
+        if name not in self.origins:
+            return Fact(attribute=name)
+        value, source, observed = self.origins[name]
+        return Fact(attribute=name, value=value, source=source, observed_time=observed)
 
-def evidence(item: PriceApplicationsRequest.Item) -> Evidence:
-    """All that is known of one application."""
+
+def evidence(
+    item: PriceApplicationsRequest.Item, dictionary: Mapping[str, Entry], now: dt.datetime, term_months: int
+) -> Evidence:
+    """All that is known of one application, for a loan of that term.
+
+    An answer that states a fact as another kind of value than the dictionary says is no answer: a fault at the
+    source must not decide.
+    """
     values: dict[str, Any] = {}
-    facts: dict[str, Fact] = {}
+    origins: dict[str, tuple[Value, str, Timestamp | None]] = {}
     complete, usable = set(), set()
+    now_ns = int(now.timestamp() * 1e9)
     for report in item.profile.reports:
-        if report.state in _COMPLETE:
-            complete.add(report.source)
         if report.state not in _USABLE:
             continue
+        said = _said(report, dictionary)
+        if said is None:
+            continue
         usable.add(report.source)
-        for attribute in report.attributes:
-            kind = attribute.value.WhichOneof("kind")
-            if kind:
-                values[attribute.name] = getattr(attribute.value, kind)
-                facts[attribute.name] = Fact(
-                    attribute=attribute.name,
-                    value=attribute.value,
-                    source=report.source,
-                    observed_time=report.observed_time,
-                )
+        expired = report.HasField("usable_until_time") and report.usable_until_time.ToNanoseconds() <= now_ns
+        if report.state in _COMPLETE and not expired:
+            complete.add(report.source)
+        for name, (value, attribute) in said.items():
+            values[name] = value
+            dated = attribute if attribute.HasField("observed_time") else report
+            observed = dated.observed_time if dated.HasField("observed_time") else None
+            origins[name] = (attribute.value, report.source, observed)
+    for name, stated, source in _stated(item, term_months):
+        values[name] = getattr(stated, stated.WhichOneof("kind") or "text")
+        origins[name] = (stated, source, None)
+    return Evidence(values, origins, frozenset(complete), frozenset(usable))
+
+
+def _said(report: SourceReport, dictionary: Mapping[str, Entry]) -> dict[str, tuple[Any, Attribute]] | None:
+    """The facts of one report; None when one has the wrong kind."""
+    said: dict[str, tuple[Any, Attribute]] = {}
+    for attribute in report.attributes:
+        entry = dictionary.get(attribute.name)
+        kind = attribute.value.WhichOneof("kind")
+        # A fact of another source's room, or of none, is not this source's to state.
+        if entry is None or entry.source != report.source or kind is None:
+            continue
+        value = getattr(attribute.value, kind)
+        if entry.type == "number" and kind == "integer":
+            value = float(value)
+        elif kind != entry.type or value != value:  # NaN alone differs from itself.
+            return None
+        said[attribute.name] = (value, attribute)
+    return said
+
+
+def _stated(item: PriceApplicationsRequest.Item, term_months: int) -> list[tuple[str, Value, str]]:
+    """What the applicant and the model say."""
     purpose = LoanRequest.PurposeKind.Name(item.loan.purpose_kind).removeprefix("PURPOSE_KIND_")
-    _say(values, facts, "request.purpose_kind", Value(text=purpose), "declared")
+    stated = [
+        ("request.purpose_kind", Value(text=purpose), "declared"),
+        ("request.amount_fen", Value(integer=item.loan.amount_fen), "declared"),
+        ("request.term_months", Value(integer=item.loan.term_months), "declared"),
+        ("score.pd", Value(number=item.score.pd), "model"),
+    ]
     if item.HasField("age_years"):
-        _say(values, facts, "request.age_years", Value(integer=item.age_years), "declared")
-    _say(values, facts, "score.pd", Value(number=item.score.pd), "model")
-    _say(values, facts, "request.amount_fen", Value(integer=item.loan.amount_fen), "declared")
-    _say(values, facts, "request.term_months", Value(integer=item.loan.term_months), "declared")
+        stated.append(("request.age_years", Value(integer=item.age_years), "declared"))
+        at_end = age_at_end(item.age_years, term_months)
+        stated.append(("request.age_at_end_years", Value(integer=at_end), "declared"))
     if item.declaration.HasField("monthly_income_fen"):
         income = Value(integer=item.declaration.monthly_income_fen)
-        _say(values, facts, "declared.monthly_income_fen", income, "declared")
-    return Evidence(values, facts, frozenset(complete), frozenset(usable))
+        stated.append(("declared.monthly_income_fen", income, "declared"))
+    return stated
 
 
-def _say(values: dict[str, Any], facts: dict[str, Fact], name: str, value: Value, source: str) -> None:
-    values[name] = getattr(value, value.WhichOneof("kind") or "text")
-    facts[name] = Fact(attribute=name, value=value, source=source)
+def age_at_end(age_years: int, term_months: int) -> int:
+    """The least age at the end of the term: the birthday is not known here, and doubt is the applicant's."""
+    return age_years + term_months // 12
 
 
 def today(now: dt.datetime) -> dt.date:

@@ -2,70 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import ROUND_FLOOR, Decimal
 
 from services.pricing.evidence import Evidence
 from services.pricing.policy import Product, Rule
-from services.pricing.schedule import monthly_rate
 
 STEP_FEN = 100_00
-"""Amounts on offer are whole hundreds of CNY."""
+"""Amounts on offer that are not what was asked are whole hundreds of CNY, rounded down."""
+_INCOMES = ("declared.monthly_income_fen", "tax.annual_income_fen", "bank.monthly_inflow_fen")
+"""Who states an income; the annual one counts a twelfth."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """One bound on the amount, fen, and what it was computed from."""
+    """One bound on the amount, fen, and what it was computed from. `says` fills the text of its code."""
 
     code: str
     amount_fen: int
-    facts: tuple[str, ...]
-    zh: str
-    en: str
-    authority: str = ""
+    facts: tuple[str, ...] = ()
+    says: Mapping[str, str] = field(default_factory=dict)
+    rule: Rule | None = None
 
 
 def bounds(
-    product: Product, grade: str, term_months: int, apr_ppm: int, known: Evidence, cap: Rule | None
+    product: Product,
+    grade: str,
+    term_months: int,
+    apr_ppm: int,
+    known: Evidence,
+    cap: Rule | None,
+    evidence_share: Decimal | None,
 ) -> list[Bound]:
-    """All bounds, lowest first. One that rests on an unknown fact is zero: pricing then leaves it undetermined."""
-    found = [Bound("LIMIT_PRODUCT", product.amount_fen.max, (), "产品最高额度", "the product's highest amount")]
+    """All bounds, lowest first, without what was asked for. A fact that nobody states bounds at zero and says so.
+
+    `evidence_share` is what is left of the limit where policy does without a source; None on full evidence.
+    """
+    found = [Bound("LIMIT_PRODUCT", product.amount_fen.max)]
     if cap:
-        found.append(Bound(cap.code, cap.value, (), cap.zh, cap.en, cap.authority))
+        found.append(Bound(cap.code, cap.value, rule=cap))
     if product.turnover_share:
-        sales = known.integer("tax.sales_12m_fen") or 0
-        share = product.turnover_share[grade]
-        zh = f"年开票销售额的{share:.0%}（等级{grade}）"
-        en = f"{share:.0%} of a year's invoiced sales (grade {grade})"
-        found.append(Bound("LIMIT_TURNOVER", _down(sales * share), ("tax.sales_12m_fen",), zh, en))
+        found.append(_turnover(product, grade, known))
     if product.payment_share:
         found.append(_affordable(product, grade, term_months, apr_ppm, known))
-    return sorted(found, key=lambda bound: bound.amount_fen)
+    found.sort(key=lambda bound: bound.amount_fen)
+    if evidence_share is not None:
+        left = _down(found[0].amount_fen * evidence_share)
+        found.insert(0, Bound("LIMIT_PARTIAL_EVIDENCE", left, says={"share": f"{evidence_share:.0%}"}))
+    return found
+
+
+def _turnover(product: Product, grade: str, known: Evidence) -> Bound:
+    fact = "tax.sales_12m_fen"
+    sales = known.integer(fact)
+    if sales is None:
+        return Bound("LIMIT_TURNOVER_UNKNOWN", 0, (fact,))
+    share = product.turnover_share[grade]
+    return Bound("LIMIT_TURNOVER", _down(sales * share), (fact,), {"share": f"{share:.0%}", "grade": grade})
 
 
 def _affordable(product: Product, grade: str, term_months: int, apr_ppm: int, known: Evidence) -> Bound:
     """What the income can repay: the lowest income anybody states, less what existing debt already takes."""
-    incomes = {
-        "declared.monthly_income_fen": known.integer("declared.monthly_income_fen"),
-        "tax.annual_income_fen": _twelfth(known.integer("tax.annual_income_fen")),
-        "bank.monthly_inflow_fen": known.integer("bank.monthly_inflow_fen"),
-    }
-    stated = {name: value for name, value in incomes.items() if value is not None}
-    source, income = min(stated.items(), key=lambda item: item[1], default=("declared.monthly_income_fen", 0))
+    stated = {name: value for name in _INCOMES if (value := known.integer(name)) is not None}
+    if not stated:
+        return Bound("LIMIT_INCOME_UNKNOWN", 0, _INCOMES[:1])
+    monthly = {name: value // 12 if name == "tax.annual_income_fen" else value for name, value in stated.items()}
+    source = min(monthly, key=lambda name: monthly[name])
     share = product.payment_share[grade]
-    free = max(Decimal(0), income * share - (known.integer("credit.monthly_payment_fen") or 0))
-    rate = monthly_rate(apr_ppm)
+    # The register knows of no debt: nothing is paid on any.
+    existing = known.integer("credit.monthly_payment_fen") or 0
+    free = max(Decimal(0), monthly[source] * share - existing)
+    rate = Decimal(apr_ppm) / 12_000_000
     worth = free * (1 - (1 + rate) ** -term_months) / rate if rate else free * term_months
-    return Bound(
-        "LIMIT_INCOME", _down(worth), (source, "credit.monthly_payment_fen"),
-        f"月还款不超过月收入的{share:.0%}（等级{grade}，扣除现有债务月还款）",
-        f"instalments within {share:.0%} of monthly income (grade {grade}), existing debt first",
-    )  # fmt: skip
-
-
-def _twelfth(yearly: int | None) -> int | None:
-    return None if yearly is None else yearly // 12
+    facts = (source, "credit.monthly_payment_fen")
+    return Bound("LIMIT_INCOME", _down(worth), facts, {"share": f"{share:.0%}", "grade": grade})
 
 
 def _down(amount: Decimal) -> int:
-    return int((amount / STEP_FEN).to_integral_value(ROUND_FLOOR)) * STEP_FEN
+    """Whole steps, never below zero: refunds can leave a year's sales negative."""
+    return max(0, int((amount / STEP_FEN).to_integral_value(ROUND_FLOOR)) * STEP_FEN)

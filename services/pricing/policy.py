@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Mapping
+import itertools
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from importlib import resources
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import cel
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PartyKind = Literal["person", "firm"]
-EXTRA_FACTS = frozenset({"request.purpose_kind", "request.age_years", "score.pd", "policy.pd_max"})
-"""What rules can read besides the attributes of the dictionary."""
+GRADES = frozenset("ABCDE")
+PARTS = ("market", "products", "rules", "texts")
+"""The files of a version."""
 
 
 class PolicyError(Exception):
@@ -33,9 +36,25 @@ class Range(_Strict):
     min: int
     max: int
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.min > self.max:
+            raise ValueError("min is above max")
+        return self
+
+
+Share = Annotated[Decimal, Field(ge=0, le=1)]
+
+
+class Waiver(_Strict):
+    """What is left of the limit without a source, and up to which amount asked for one may do without it."""
+
+    limit_share: Share
+    amount_up_to_fen: int | None = None
+
 
 class Product(_Strict):
-    """One product. Money in fen, rates in ppm a year."""
+    """One product. Money in fen, rates in ppm a year, `pd_max` over `horizon_months`."""
 
     name: str = ""
     party: PartyKind
@@ -45,24 +64,26 @@ class Product(_Strict):
     term_months: Range
     apr_ppm: Range
     horizon_months: int
-    pd_max: Decimal
+    pd_max: Share
     operating_cost_ppm: int
     margin_ppm: int
-    turnover_share: dict[str, Decimal] = {}
-    payment_share: dict[str, Decimal] = {}
+    turnover_share: dict[str, Share] = {}
+    payment_share: dict[str, Share] = {}
     sources: tuple[str, ...]
-    may_do_without: dict[str, Decimal] = {}
+    may_do_without: dict[str, Waiver] = {}
     offer_days: int
-
-    @property
-    def apr_min_ppm(self) -> int:
-        """Lowest rate."""
-        return self.apr_ppm.min
 
     @property
     def apr_max_ppm(self) -> int:
         """Highest rate."""
         return self.apr_ppm.max
+
+    def waiver(self, source: str, amount_fen: int) -> Waiver | None:
+        """What policy grants without that source for an amount asked; None where it cannot do without."""
+        found = self.may_do_without.get(source)
+        if found and found.amount_up_to_fen is not None and amount_fen > found.amount_up_to_fen:
+            return None
+        return found
 
 
 class Market(_Strict):
@@ -71,53 +92,140 @@ class Market(_Strict):
     lpr_1y_ppm: int
     observed_on: dt.date
     funding_spread_ppm: int
-    lgd: dict[PartyKind, Decimal]
-    capital_ratio: Decimal
+    lgd: dict[PartyKind, Share]
+    capital_ratio: Share
     risk_weight: dict[PartyKind, Decimal]
     return_on_capital_ppm: int
 
 
 class Example(_Strict):
-    """A case a rule was written for; the tests run it."""
+    """A case a rule was written for; loading runs it."""
 
     given: dict[str, Any]
     fires: bool
 
 
+class NearMiss(_Strict):
+    """When a passed rule is told as close: the attribute lies within `margin` (or that share) of the threshold."""
+
+    attribute: str
+    threshold: float | str
+    """A number, or `policy.pd_max`."""
+    margin: float = 0
+    margin_share: float = 0
+
+
 class Rule(_Strict):
     """A rule that declines, or a cap that the law sets."""
 
-    code: str
+    id: str = ""
+    code: Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")]
     of: tuple[PartyKind, ...]
     needs: tuple[str, ...] = ()
     declines_if: str = ""
-    nearly_if: str = ""
+    near_miss: NearMiss | None = None
     condition: str = ""
     caps: Literal["", "amount_fen", "term_months", "irr_ppm"] = ""
     value: int = 0
+    overrides: str = ""
+    """The id of a cap that this one takes the place of while it is in force."""
     valid_from: dt.date = dt.date.min
     valid_to: dt.date = dt.date.max
+    temporary: bool = False
+    binding: Literal["law", "guidance", "practice", "own"] = "own"
+    checked_on: dt.date | None = None
     authority: str = ""
     zh: str
     en: str
     examples: tuple[Example, ...] = ()
 
+    @model_validator(mode="after")
+    def _one_kind(self) -> Rule:
+        if bool(self.declines_if) == bool(self.caps):
+            raise ValueError("a rule has either declines_if or caps")
+        if self.caps and self.value <= 0:
+            raise ValueError("a cap needs a value above 0")
+        return self
+
+    def in_force(self, on: dt.date) -> bool:
+        """Whether it applies on a day."""
+        return self.valid_from <= on <= self.valid_to
+
+
+class Text(_Strict):
+    """A text in both languages, with `{placeholders}`."""
+
+    zh: str
+    en: str
+
+
+class Attribute(BaseModel):
+    """What the dictionary says of one attribute."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    source: str
+    type: Literal["integer", "number", "flag", "text"]
+    unit: str
+    of: tuple[PartyKind, ...]
+
+
+def _fact(source: str, kind: str, unit: str, *of: str) -> Attribute:
+    return Attribute.model_validate({"source": source, "type": kind, "unit": unit, "of": of or ("person", "firm")})
+
+
+EXTRA_FACTS = {
+    "request.purpose_kind": _fact("declared", "text", "code"),
+    "request.amount_fen": _fact("declared", "integer", "fen"),
+    "request.term_months": _fact("declared", "integer", "months"),
+    "request.age_years": _fact("declared", "integer", "years", "person"),
+    "request.age_at_end_years": _fact("declared", "integer", "years", "person"),
+    "score.pd": _fact("model", "number", "fraction"),
+    "policy.pd_max": _fact("policy", "number", "fraction"),
+}
+"""What rules can read besides the attributes of the dictionary; those of `policy` are always known, never in needs."""
+
+TEXTS = {
+    "LIMIT_PRODUCT": {"amount"},
+    "LIMIT_TURNOVER": {"amount", "share", "grade"},
+    "LIMIT_TURNOVER_UNKNOWN": set[str](),
+    "LIMIT_INCOME": {"amount", "share", "grade"},
+    "LIMIT_INCOME_UNKNOWN": set[str](),
+    "LIMIT_PARTIAL_EVIDENCE": {"amount", "share"},
+    "LIMIT_BELOW_MINIMUM": {"amount", "minimum"},
+    "TERM_OF_PRODUCT": {"min", "max"},
+    "EVIDENCE_MISSING": {"source"},
+    "WITHOUT_SOURCE": {"source", "share"},
+    "NEAR_MISS": {"text"},
+    "SOURCE_DECLARED": set[str](),
+}
+"""The texts that texts.yaml must have, and what each may name."""
+
+_PLACEHOLDER = re.compile(r"\{([a-z0-9_.]+)\}")
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """The template with its placeholders filled in; one without a value reads as a dash."""
+    return _PLACEHOLDER.sub(lambda found: values.get(found.group(1), "—"), template)
+
 
 @dataclass(frozen=True)
 class CompiledRule:
-    """A rule with its conditions ready to run."""
+    """A rule with its condition ready to run."""
 
     rule: Rule
-    declines: Any
-    nearly: Any
+    program: Any
 
-    def fires(self, facts: Mapping[str, Any]) -> bool:
-        """Whether it declines. KeyError when a fact it needs is absent."""
-        return bool(self.declines.execute(nested(facts, self.rule.needs)))
+    def fires(self, context: cel.Context | Mapping[str, Any]) -> bool:
+        """Whether it declines, for a context from `nested`. RuntimeError when a fact it needs is absent."""
+        return bool(self.program.execute(context))
 
-    def nearly_fires(self, facts: Mapping[str, Any]) -> bool:
+    def nearly_fires(self, values: Mapping[str, Any]) -> bool:
         """Whether it passed, but closer than the policy's margin."""
-        return self.nearly is not None and bool(self.nearly.execute(nested(facts, self.rule.needs)))
+        near = self.rule.near_miss
+        if near is None:
+            return False
+        at = float(values[near.threshold]) if isinstance(near.threshold, str) else near.threshold
+        return abs(float(values[near.attribute]) - at) <= max(near.margin, abs(at) * near.margin_share)
 
 
 @dataclass(frozen=True)
@@ -130,12 +238,18 @@ class Policy:
     rules: tuple[CompiledRule, ...]
     caps: tuple[Rule, ...]
     market: Market
-    labels: Mapping[str, str]
+    dictionary: Mapping[str, Attribute]
+    texts: Mapping[str, Text]
+    sources: Mapping[str, Text]
+    """What the sources are called."""
+    reads: frozenset[str]
+    """All that rules read."""
 
     def cap(self, what: str, party: PartyKind, on: dt.date) -> Rule | None:
-        """The lowest legal cap in force on a day."""
-        found = [c for c in self.caps if c.caps == what and party in c.of and c.valid_from <= on <= c.valid_to]
-        return min(found, key=lambda c: c.value, default=None)
+        """The lowest legal cap in force on a day, without those that another one in force overrides."""
+        found = [c for c in self.caps if c.caps == what and party in c.of and c.in_force(on)]
+        overridden = {c.overrides for c in found if c.overrides}
+        return min((c for c in found if c.id not in overridden), key=lambda c: c.value, default=None)
 
     def product_for(self, name: str, party: PartyKind) -> Product | None:
         """The product of that name for that kind of borrower; the first for the kind where no name is given."""
@@ -143,12 +257,13 @@ class Policy:
         return next((p for p in fitting if not name or p.name == name), None)
 
 
-def nested(facts: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """`{"court.x": 1}` as CEL reads it: `{"court": {"x": 1}}`, only the named ones."""
+def nested(facts: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    """`{"court.x": 1}` as CEL reads it: `{"court": {"x": 1}}`; all that are known, or of those named."""
     context: dict[str, dict[str, Any]] = {}
-    for name in (*names, "policy.pd_max") if "policy.pd_max" in facts else names:
-        room, field = name.split(".", 1)
-        context.setdefault(room, {})[field] = facts[name]
+    for name in facts if names is None else names:
+        if name in facts:
+            room, field = name.split(".", 1)
+            context.setdefault(room, {})[field] = facts[name]
     return context
 
 
@@ -156,7 +271,7 @@ def load_policy(name: str) -> Policy:
     """Read policies/{name}/. Raises PolicyError naming file, rule and fault."""
     folder = resources.files("services.pricing") / "policies" / name
     texts = {}
-    for part in ("market", "products", "rules"):
+    for part in PARTS:
         file = folder / f"{part}.yaml"
         if not file.is_file():
             raise PolicyError(f"policy {name}: {part}.yaml is missing")
@@ -164,40 +279,158 @@ def load_policy(name: str) -> Policy:
     return parse_policy(name, texts)
 
 
-def parse_policy(name: str, texts: Mapping[str, str]) -> Policy:
-    """A policy from the texts of market, products and rules. Raises PolicyError."""
+def parse_policy(name: str, files: Mapping[str, str]) -> Policy:
+    """A policy from the texts of its files. Raises PolicyError naming file, rule and fault."""
     dictionary = yaml.safe_load((resources.files("lending.bureau.v1") / "attributes.yaml").read_text(encoding="utf-8"))
-    attributes = dictionary["attributes"]
+    attributes = {key: Attribute.model_validate(value) for key, value in dictionary["attributes"].items()}
+    read = {part: _yaml(name, part, files.get(part, "")) for part in PARTS}
+    where = f"policy {name}: "
+    market = _checked(Market, _mapping(read["market"], f"{where}market.yaml"), f"{where}market.yaml")
+    products = {}
+    for key, value in _mapping(read["products"], f"{where}products.yaml").items():
+        at = f"{where}products.yaml: {key}"
+        products[key] = _checked(Product, {**_mapping(value, at), "name": key}, at)
+        _check_product(products[key], dictionary["sources"], at)
+    if not isinstance(read["rules"], list):
+        raise PolicyError(f"{where}rules.yaml: is no list of rules")
+    rules = []
+    for value in read["rules"]:
+        at = f"{where}rules.yaml: {value.get('id') or value.get('code') if isinstance(value, dict) else value}"
+        rules.append(_checked(Rule, _mapping(value, at), at))
+    compiled = tuple(_compile(rule, attributes, f"{where}rules.yaml: {rule.code}") for rule in rules if not rule.caps)
+    _check_ids(rules, f"{where}rules.yaml")
+    said = {
+        key: _checked(Text, _mapping(value, f"{where}texts.yaml: {key}"), f"{where}texts.yaml: {key}")
+        for key, value in _mapping(read["texts"], f"{where}texts.yaml").items()
+    }
+    _check_texts(said, f"{where}texts.yaml")
+    digest = hashlib.sha256("\x00".join(files[part] for part in PARTS).encode()).hexdigest()
+    sources = {key: Text(**value) for key, value in dictionary["sources"].items()}
+    sources["declared"] = said["SOURCE_DECLARED"]
+    return Policy(
+        name=name,
+        hash=digest,
+        products=products,
+        rules=compiled,
+        caps=tuple(rule for rule in rules if rule.caps),
+        market=market,
+        dictionary={**attributes, **EXTRA_FACTS},
+        texts=said,
+        sources=sources,
+        reads=frozenset(name for c in compiled for name in _names(c.rule.declines_if)),
+    )
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _yaml(policy: str, part: str, text: str) -> Any:
     try:
-        market = Market(**yaml.safe_load(texts["market"]))
-        products = {key: Product(name=key, **value) for key, value in yaml.safe_load(texts["products"]).items()}
-        rules = [Rule(**rule) for rule in yaml.safe_load(texts["rules"])]
-    except (ValidationError, yaml.YAMLError, TypeError) as error:
-        raise PolicyError(f"policy {name}: {error}") from error
-    for product in products.values():
-        if unknown := set(product.sources) - dictionary["sources"].keys():
-            raise PolicyError(f"policy {name}: products.yaml: {product.name}: unknown sources {sorted(unknown)}")
-    compiled = tuple(_compile(name, rule, attributes) for rule in rules if rule.declines_if)
-    digest = hashlib.sha256("\x00".join(texts[part] for part in sorted(texts)).encode()).hexdigest()
-    labels = {key: str(a["zh"]) for key, a in attributes.items()}
-    return Policy(name, digest, products, compiled, tuple(r for r in rules if r.caps), market, labels)
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PolicyError(f"policy {policy}: {part}.yaml: {error}") from error
 
 
-def _compile(policy: str, rule: Rule, attributes: Mapping[str, Any]) -> CompiledRule:
-    where = f"policy {policy}: rules.yaml: {rule.code}"
-    if unknown := [n for n in rule.needs if n not in attributes and n not in EXTRA_FACTS]:
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise PolicyError(f"{where}: is no mapping")
+    return value
+
+
+def _checked(model: type[M], value: dict[str, Any], where: str) -> M:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise PolicyError(f"{where}: {faults}") from error
+
+
+def _check_product(product: Product, sources: Mapping[str, Any], where: str) -> None:
+    if unknown := set(product.sources) - sources.keys():
+        raise PolicyError(f"{where}: unknown sources {sorted(unknown)}")
+    if unknown := product.may_do_without.keys() - set(product.sources):
+        raise PolicyError(f"{where}: may_do_without names {sorted(unknown)}, which it is not founded on")
+    for shares in (product.turnover_share, product.payment_share):
+        if shares and shares.keys() != GRADES:
+            raise PolicyError(f"{where}: shares must name each of the grades {sorted(GRADES)}")
+
+
+def _check_ids(rules: Iterable[Rule], where: str) -> None:
+    seen: set[str] = set()
+    for rule in rules:
+        if (key := rule.id or rule.code) in seen:
+            raise PolicyError(f"{where}: {key} stands there twice")
+        seen.add(key)
+    for rule in rules:
+        if rule.overrides and rule.overrides not in seen:
+            raise PolicyError(f"{where}: {rule.id or rule.code}: overrides {rule.overrides}, which does not exist")
+
+
+def _check_texts(texts: Mapping[str, Text], where: str) -> None:
+    if missing := TEXTS.keys() - texts.keys():
+        raise PolicyError(f"{where}: texts are missing for {sorted(missing)}")
+    for code, text in texts.items():
+        if code not in TEXTS:
+            raise PolicyError(f"{where}: {code} is no code that pricing tells")
+        if unknown := set(_PLACEHOLDER.findall(text.zh + text.en)) - TEXTS[code]:
+            raise PolicyError(f"{where}: {code}: unknown placeholders {sorted(unknown)}")
+
+
+def _compile(rule: Rule, attributes: Mapping[str, Attribute], where: str) -> CompiledRule:
+    """The rule, compiled; refused where names, types, texts or examples do not fit."""
+    known = {**attributes, **EXTRA_FACTS}
+    if unknown := [n for n in rule.needs if n not in known]:
         raise PolicyError(f"{where}: unknown attributes {unknown}")
+    for need in rule.needs:
+        if missing := set(rule.of) - set(known[need].of):
+            raise PolicyError(f"{where}: {need} is not stated of a {sorted(missing)[0]}")
     try:
-        compiled = CompiledRule(
-            rule, cel.compile(rule.declines_if), cel.compile(rule.nearly_if) if rule.nearly_if else None
-        )
-    except Exception as error:
+        compiled = CompiledRule(rule, cel.compile(rule.declines_if))
+    except ValueError as error:
         raise PolicyError(f"{where}: {error}") from error
+    reads = _names(rule.declines_if)
+    if unknown := sorted(name for name in reads if name not in known):
+        raise PolicyError(f"{where}: declines_if reads unknown attributes {unknown}")
+    if (asked := {name for name in reads if not name.startswith("policy.")}) != set(rule.needs):
+        raise PolicyError(f"{where}: needs says {sorted(rule.needs)}, declines_if reads {sorted(asked)}")
+    if unknown := sorted(set(_PLACEHOLDER.findall(rule.zh + rule.en + rule.condition)) - reads):
+        raise PolicyError(f"{where}: texts name {unknown}, which the rule does not read")
+    if near := rule.near_miss:
+        for end in (near.attribute, near.threshold):
+            if isinstance(end, str) and (end not in reads or known[end].type not in ("integer", "number")):
+                raise PolicyError(f"{where}: near_miss: {end} is no number that the rule reads")
+    _probe(compiled, {name: known[name].type for name in sorted(reads)}, where)
     for example in rule.examples:
-        try:
-            fired = compiled.fires(example.given)
-        except Exception as error:
-            raise PolicyError(f"{where}: example {example.given}: {error}") from error
+        if set(example.given) != reads:
+            raise PolicyError(f"{where}: example {example.given}: must give {sorted(reads)}")
+        fired = compiled.fires(nested(example.given))
         if fired != example.fires:
             raise PolicyError(f"{where}: example {example.given}: fires is {fired}, expected {example.fires}")
     return compiled
+
+
+def _names(expression: str) -> set[str]:
+    bare = re.sub(r'"[^"]*"|\'[^\']*\'', "", expression)
+    return set(re.findall(r"\b([a-z_]+\.[a-z_][a-z0-9_]*)\b(?!\s*\()", bare))
+
+
+def _probe(compiled: CompiledRule, types: Mapping[str, str], where: str) -> None:
+    """Check types: CEL here has no static checker, so the condition must answer yes or no for values of every type it
+    declares, on both sides of every figure it names."""
+    expression = compiled.rule.declines_if
+    words = [a or b for a, b in re.findall(r'"([^"]*)"|\'([^\']*)\'', expression)]
+    figures = [float(n) for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", expression)]
+    samples: dict[str, list[Any]] = {
+        "flag": [False, True],
+        "text": ["", *words],
+        "integer": sorted({0, 1, *(int(f) + d for f in figures for d in (-1, 0, 1))}),
+        "number": sorted({0.0, 1.0, *figures, *(f + d for f in figures for d in (-0.5, 0.5))}),
+    }
+    for given in itertools.islice(itertools.product(*(samples[kind] for kind in types.values())), 2_000):
+        values = dict(zip(types, given, strict=True))
+        try:
+            answer = compiled.program.execute(nested(values))
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise PolicyError(f"{where}: declines_if has no answer for {values}: {error}") from error
+        if not isinstance(answer, bool):
+            raise PolicyError(f"{where}: declines_if answers {answer!r} for {values}, not yes or no")

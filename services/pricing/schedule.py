@@ -1,12 +1,18 @@
-"""Repayment in equal monthly amounts (等额本息), exact to the fen, and what it costs a year."""
+"""Repayment in equal monthly amounts (等额本息), exact to the fen, and what it costs a year.
+
+Whole numbers throughout: a twelfth of a rate in ppm has no end as a decimal, as a fraction it is exact.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal, getcontext
 
-getcontext().prec = 34
+import pyxirr
+
 PPM = 1_000_000
+_YEAR = 12 * PPM
+"""A month's interest is balance x apr_ppm / _YEAR."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,16 @@ class Instalment:
 
 
 def level_payment_fen(principal_fen: int, apr_ppm: int, term_months: int) -> int:
-    """The equal monthly amount, fen, rounded half up: P r / (1 - (1 + r)^-n) with r = apr / 12."""
+    """The equal monthly amount, fen, rounded half up: P r / (1 - (1 + r)^-n) with r = apr / 12.
+
+    Raises ValueError out of range.
+    """
     if principal_fen <= 0 or apr_ppm < 0 or not 1 <= term_months <= 360:
         raise ValueError("principal must be above 0, apr not below 0, term 1 to 360 months")
-    rate = monthly_rate(apr_ppm)
-    exact = principal_fen * rate / (1 - (1 + rate) ** -term_months) if rate else Decimal(principal_fen) / term_months
-    return _round(exact)
+    if apr_ppm == 0:
+        return _half_up(principal_fen, term_months)
+    grown, flat = (_YEAR + apr_ppm) ** term_months, _YEAR**term_months
+    return _half_up(principal_fen * apr_ppm * grown, _YEAR * (grown - flat))
 
 
 def schedule(principal_fen: int, apr_ppm: int, term_months: int) -> list[Instalment]:
@@ -34,32 +44,27 @@ def schedule(principal_fen: int, apr_ppm: int, term_months: int) -> list[Instalm
 
     Raises ValueError out of range.
     """
-    payment, rate, balance = (
-        level_payment_fen(principal_fen, apr_ppm, term_months),
-        monthly_rate(apr_ppm),
-        principal_fen,
-    )
+    payment, balance = level_payment_fen(principal_fen, apr_ppm, term_months), principal_fen
     months = []
     for number in range(1, term_months + 1):
-        interest = _round(balance * rate)
+        interest = _half_up(balance * apr_ppm, _YEAR)
+        # Where a few fen run over many months, payments rounded up can repay the loan before its last month.
         principal = balance if number == term_months else min(balance, payment - interest)
         balance -= principal
         months.append(Instalment(number, principal + interest, principal, interest, balance))
     return months
 
 
-def monthly_rate(apr_ppm: int) -> Decimal:
-    """One twelfth of the nominal yearly rate, as a fraction."""
-    return Decimal(apr_ppm) / PPM / 12
+def effective_ppm(principal_fen: int, payments_fen: Sequence[int]) -> int:
+    """What the borrower really pays a year, ppm: the internal rate of return, compounded (PBoC 2021-3).
 
-
-def effective_ppm(principal_fen: int, payments_fen: list[int]) -> int:
-    """What the borrower really pays a year, ppm: the internal rate of return, compounded (PBoC 2021-3)."""
-    import pyxirr
-
+    Raises ArithmeticError where there is none: a cost that cannot be told is never shown as zero.
+    """
     monthly = pyxirr.irr([-principal_fen, *payments_fen])
-    return round(((1 + (monthly or 0.0)) ** 12 - 1) * PPM)
+    if monthly is None:
+        raise ArithmeticError("these payments have no internal rate of return")
+    return round(((1 + monthly) ** 12 - 1) * PPM)
 
 
-def _round(amount: Decimal) -> int:
-    return int(amount.quantize(Decimal(1), ROUND_HALF_UP))
+def _half_up(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)

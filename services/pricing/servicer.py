@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+import structlog
 from lending.pricing.v1 import pricing_service_pb2 as pb
 from lending.pricing.v1.pricing_service_pb2_grpc import PricingServiceServicer
 from lending.type.v1 import offer_pb2
 
 from loanmesh.runtime.clock import Clock
-from loanmesh.runtime.errors import InvalidRequest
+from loanmesh.runtime.errors import InvalidRequest, LoanmeshError
 from loanmesh.runtime.status import item_status
 from services.pricing.decide import price
 from services.pricing.policy import Policy
 from services.pricing.schedule import schedule
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+log = structlog.get_logger()
 
 
 class PricingServicer(PricingServiceServicer):
@@ -38,6 +40,10 @@ class PricingServicer(PricingServiceServicer):
                 result.pricing.CopyFrom(price(item, self._policy, now))
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
+            except Exception as error:  # noqa: BLE001  A fault of ours in one item must not cost the others their answer.
+                # The type only: the text of an error may hold what was in the application.
+                log.error("pricing_fault", key=item.key, error=type(error).__name__)
+                result.error.CopyFrom(item_status(LoanmeshError("pricing failed on this application")))
         return response
 
     async def ScheduleRepayments(

@@ -150,7 +150,9 @@ def test_a_wrong_policy_is_refused_with_its_fault(wrong: str, said: str) -> None
 
 
 def test_a_cap_holds_from_its_day() -> None:
-    assert POLICY.cap("amount_fen", "person", dt.date(2025, 3, 13)) is None
+    earlier = POLICY.cap("amount_fen", "person", dt.date(2025, 3, 13))
+    assert earlier is not None
+    assert earlier.value == 20_000_000
     cap = POLICY.cap("amount_fen", "person", dt.date(2025, 3, 14))
     assert cap is not None
     assert cap.value == 30_000_000

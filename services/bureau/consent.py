@@ -1,0 +1,26 @@
+"""Whether we may ask: no consent in force for this party, source and purpose, no query. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+from lending.type.v1.party_pb2 import Consent, Party
+
+CLOCK_SKEW = dt.timedelta(minutes=5)
+"""How far ahead the clock of whoever took the consent may run."""
+
+
+def has_consent(consents: Sequence[Consent], party: Party, source: str, now: dt.datetime) -> bool:
+    """Whether the party's consent to ask the source for an assessment is in force at `now`.
+
+    A consent without a role is the borrower's, and nobody else's. It ends at its expire_time, that moment excluded.
+    """
+    return any(
+        consent.source == source
+        and consent.purpose == Consent.PURPOSE_CREDIT_ASSESSMENT
+        and (consent.party_role or Party.ROLE_BORROWER) == party.role
+        and consent.given_time.ToDatetime(dt.UTC) <= now + CLOCK_SKEW
+        and (not consent.HasField("expire_time") or now < consent.expire_time.ToDatetime(dt.UTC))
+        for consent in consents
+    )

@@ -1,0 +1,122 @@
+"""Reasons in words: what a rule, a bound or a gap in the evidence did, with its facts, in Chinese and English."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from lending.type.v1.reason_pb2 import Fact, Reason
+
+from services.pricing.evidence import Evidence
+from services.pricing.limit import Bound
+from services.pricing.policy import CompiledRule, Policy, Product, Text, fill
+
+NEAR_BOUND = 1.25
+"""A bound within a quarter above what was asked is told as a near miss."""
+Effect: TypeAlias = "Reason.Effect.ValueType"
+
+
+def rule_reason(compiled: CompiledRule, effect: Effect, known: Evidence, policy: Policy, product: Product) -> Reason:
+    """What one rule did."""
+    rule = compiled.rule
+    values = {name: _worded(known.values[name], policy.dictionary[name].unit) for name in rule.needs}
+    values["policy.pd_max"] = f"{product.pd_max:.1%}"
+    reason = Reason(code=rule.code, kind=Reason.KIND_RULE, effect=effect, authority=rule.authority)
+    for name in rule.needs:
+        fact = reason.facts.add()
+        fact.CopyFrom(known.fact(name))
+        fact.condition = fill(rule.condition, {"policy.pd_max": str(product.pd_max)})
+    text = Text(zh=fill(rule.zh, values), en=fill(rule.en, values))
+    if effect == Reason.EFFECT_NEAR_MISS:
+        near = policy.texts["NEAR_MISS"]
+        text = Text(zh=fill(near.zh, {"text": text.zh}), en=fill(near.en, {"text": text.en}))
+    reason.text_zh, reason.text_en = text.zh, text.en
+    return reason
+
+
+def limit_reasons(found: Sequence[Bound], asked_fen: int, policy: Policy, product: Product, known: Evidence,
+                  offered: bool) -> list[Reason]:  # fmt: skip
+    """The bounds that bound, lowest first; those that nearly did; and the decline when no amount is left to offer."""
+    least = product.amount_fen.min
+    reasons = []
+    if not offered:
+        most = min(asked_fen, found[0].amount_fen)
+        values = {"amount": _worded(most, "fen"), "minimum": _worded(least, "fen")}
+        facts = ["request.amount_fen", *(found[0].facts if found[0].amount_fen < least else ())]
+        reasons.append(_limit("LIMIT_BELOW_MINIMUM", Reason.EFFECT_DECLINE, facts, values, policy, known))
+    for bound in found:
+        if not offered and bound.amount_fen < min(asked_fen, least):
+            effect: Effect = Reason.EFFECT_DECLINE
+        elif bound.amount_fen < asked_fen:
+            effect = Reason.EFFECT_REDUCE
+        elif offered and bound.amount_fen < asked_fen * NEAR_BOUND:
+            effect = Reason.EFFECT_NEAR_MISS
+        else:
+            continue
+        reasons.append(_bound(bound, effect, policy, known))
+    return reasons
+
+
+def term_reason(product: Product, least: int, most: int, policy: Policy, known: Evidence) -> Reason:
+    """That the term asked for is not one of the product's."""
+    values = {"min": str(least), "max": str(most)}
+    return _limit("TERM_OF_PRODUCT", Reason.EFFECT_REDUCE, ["request.term_months"], values, policy, known)
+
+
+def missing_reason(source: str, policy: Policy) -> Reason:
+    """That the outcome waits for a source."""
+    return _evidence("EVIDENCE_MISSING", "EVIDENCE_MISSING", Reason.EFFECT_DEFER, source, (), {}, policy)
+
+
+def waived_reason(source: str, unjudged: Sequence[str], share: str, policy: Policy) -> Reason:
+    """That policy did without a source; its facts name what could not be judged."""
+    code = f"WITHOUT_{source.upper()}"
+    return _evidence(code, "WITHOUT_SOURCE", Reason.EFFECT_WAIVED, source, unjudged, {"share": share}, policy)
+
+
+def _bound(bound: Bound, effect: Effect, policy: Policy, known: Evidence) -> Reason:
+    values = {**bound.says, "amount": _worded(bound.amount_fen, "fen")}
+    if bound.rule is None:
+        return _limit(bound.code, effect, bound.facts, values, policy, known)
+    return Reason(
+        code=bound.code,
+        kind=Reason.KIND_LIMIT,
+        effect=effect,
+        text_zh=f"{bound.rule.zh}：{values['amount']}元",
+        text_en=f"{bound.rule.en}: {values['amount']} CNY",
+        authority=bound.rule.authority,
+    )
+
+
+def _limit(code: str, effect: Effect, facts: Sequence[str], values: Mapping[str, str], policy: Policy,
+           known: Evidence) -> Reason:  # fmt: skip
+    text = policy.texts[code]
+    return Reason(
+        code=code,
+        kind=Reason.KIND_LIMIT,
+        effect=effect,
+        facts=[known.fact(name) for name in facts],
+        text_zh=fill(text.zh, values),
+        text_en=fill(text.en, values),
+    )
+
+
+def _evidence(code: str, key: str, effect: Effect, source: str, unjudged: Sequence[str], values: Mapping[str, str],
+              policy: Policy) -> Reason:  # fmt: skip
+    text, name = policy.texts[key], policy.sources.get(source, Text(zh=source, en=source))
+    return Reason(
+        code=code,
+        kind=Reason.KIND_EVIDENCE,
+        effect=effect,
+        facts=[Fact(attribute=fact, source=source) for fact in unjudged or (source,)],
+        text_zh=fill(text.zh, {**values, "source": name.zh}),
+        text_en=fill(text.en, {**values, "source": name.en}),
+    )
+
+
+def _worded(value: object, unit: str) -> str:
+    if isinstance(value, int) and unit == "fen":
+        return f"{value // 100:,}" if value % 100 == 0 else f"{value / 100:,.2f}"
+    if isinstance(value, float):
+        return f"{value:.1%}" if unit == "fraction" else f"{value:.2f}"
+    return str(value)

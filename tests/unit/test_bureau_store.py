@@ -1,0 +1,121 @@
+"""Bureau's cache on both databases: kept per lender, newest wins, and a broken disk stops nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+from sqlalchemy import inspect
+
+from loanmesh.runtime.database import Database, Script, T, open_database
+from loanmesh.runtime.errors import DependencyDown
+from loanmesh.runtime.migrations import downgrade, upgrade
+from services.bureau import store as store_module
+from services.bureau.gather import Key
+from services.bureau.profile import Answer
+from services.bureau.store import AnswerStore
+from services.bureau.tables import metadata
+
+
+def a_key(subject: str = "h1", source: str = "tax", lender: str = "lenders/demo") -> Key:
+    return lender, subject, source
+
+
+def an_answer(fetched_at: float = 100.0) -> Answer:
+    return Answer(True, {"tax.sales_12m_fen": int(fetched_at)}, fetched_at - 1, fetched_at)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    await asyncio.to_thread(upgrade, database_url, "services.bureau")
+    opened = await open_database(database_url)
+    yield opened
+    await opened.close()
+
+
+async def kept(database: Database, *answers: tuple[Key, Answer]) -> None:
+    store = AnswerStore(database)
+    for key, answer in answers:
+        await store.put(key, answer)
+    await store.close()
+
+
+async def test_an_answer_outlives_the_process(database: Database) -> None:
+    await kept(database, (a_key(), an_answer()), (a_key("h2", "court"), an_answer(200)))
+    keys = [a_key(), a_key("h2", "court"), a_key("h3")]
+    assert await AnswerStore(database).get(keys) == {keys[0]: an_answer(), keys[1]: an_answer(200)}
+
+
+async def test_lenders_do_not_share_answers(database: Database) -> None:
+    await kept(database, (a_key(), an_answer()))
+    store = AnswerStore(database)
+    assert await store.get([a_key(lender="lenders/other")]) == {}
+    both = [a_key(lender="lenders/other"), a_key()]
+    assert list(await store.get(both)) == [a_key()]
+
+
+async def test_an_older_answer_never_replaces_a_newer(database: Database) -> None:
+    await kept(database, (a_key(), an_answer(200)))
+    await kept(database, (a_key(), an_answer(100)))
+    assert (await AnswerStore(database).get([a_key()]))[a_key()] == an_answer(200)
+
+
+async def test_a_thousand_at_once_are_all_kept(database: Database) -> None:
+    answers = [(a_key(f"h{i}"), an_answer(i)) for i in range(1000)]
+    await kept(database, *answers)
+    found: dict[Key, Answer] = {}
+    store = AnswerStore(database)
+    for start in range(0, 1000, 250):
+        found |= await store.get([key for key, _ in answers[start : start + 250]])
+    assert found == dict(answers)
+
+
+async def test_what_may_no_longer_be_used_is_deleted(database: Database) -> None:
+    await kept(database, (a_key("old"), an_answer(100)), (a_key("new"), an_answer(200)))
+    await AnswerStore(database).purge(fetched_before=150)
+    assert list(await AnswerStore(database).get([a_key("old"), a_key("new")])) == [a_key("new")]
+
+
+async def test_memory_is_bounded_and_the_disk_remembers(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "IN_MEMORY_MAX", 2)
+    store = AnswerStore(database)
+    keys = [a_key(f"h{i}") for i in range(5)]
+    for key in keys:
+        await store.put(key, an_answer())
+    await store.close()
+    assert len(store._memory) == 2
+    assert set(await store.get(keys)) == set(keys)
+
+
+async def test_migrations_go_up_and_down_and_agree_with_the_tables(database_url: str) -> None:
+    await asyncio.to_thread(upgrade, database_url, "services.bureau")
+    if database_url.startswith("sqlite"):
+        from sqlalchemy import create_engine, pool
+
+        engine = create_engine(database_url, poolclass=pool.NullPool)
+        seen, table = inspect(engine), metadata.tables["source_answer"]
+        assert {c["name"] for c in seen.get_columns(table.name)} == {c.name for c in table.columns}
+        assert [i["column_names"] for i in seen.get_indexes(table.name)] == [["fetched_at"]]
+    await asyncio.to_thread(downgrade, database_url, "services.bureau")
+    await asyncio.to_thread(upgrade, database_url, "services.bureau")
+
+
+class BrokenDisk:
+    """A database that is down."""
+
+    async def run(self, script: Callable[[], Script[T]]) -> T:
+        raise DependencyDown("the disk is full")
+
+    async def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        raise DependencyDown("the disk is gone")
+
+    async def close(self) -> None: ...
+
+
+async def test_a_broken_disk_stops_nothing() -> None:
+    store = AnswerStore(BrokenDisk())
+    await store.put(a_key(), an_answer())
+    await store.purge(1e9)
+    assert await store.get([a_key(), a_key("h2")]) == {a_key(): an_answer()}
+    await store.close()
