@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -53,10 +54,12 @@ def answers(body: Any, status: int = 200) -> Handler:
 
 
 async def test_facts_and_their_time_arrive(ask: Ask) -> None:
+    asked = SystemClock().now()
     said = await ask(answers({"observed_at": NOW, "facts": {"court.enforcement_open_count": 2}}))
     assert isinstance(said, Answer)
     assert (said.found, said.facts) == (True, {"court.enforcement_open_count": 2})
-    assert 0 <= said.fetched_at - said.observed_at < 60
+    assert said.observed_at == datetime.fromisoformat(NOW).timestamp()
+    assert asked.timestamp() <= said.fetched_at <= SystemClock().now().timestamp()
 
 
 async def test_not_known_is_a_fact(ask: Ask) -> None:
