@@ -57,7 +57,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
     ]
     pricing = GrpcPricing(channels[2])
-    watch = Watch(store.revisions, clock, settings.lease.poll_s)
+    watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
 
     def settled(results: Mapping[str, Result]) -> None:
@@ -106,6 +106,10 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     worker.start()
     watch.start()
 
+    async def drain() -> None:
+        await worker.drain()
+        watch.leave()
+
     async def close() -> None:
         await watch.stop()
         await asyncio.gather(*(channel.close() for channel in channels))
@@ -115,7 +119,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         [(add_IntakeServiceServicer_to_server, servicer)],
         ["lending.intake.v1.IntakeService"],
         close=close,
-        drain=worker.drain,
+        drain=drain,
     )
 
 

@@ -19,7 +19,7 @@ from lending.type.v1.offer_pb2 import Offer
 from loanmesh.runtime.batching import Batcher
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.deadline import remaining_s
-from loanmesh.runtime.errors import InvalidRequest, NotFound, Overloaded, RequestIdConflict, WrongState
+from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, Overloaded, RequestIdConflict, WrongState
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.validation import violations
 from services.intake import application as domain
@@ -161,7 +161,7 @@ class IntakeServicer(IntakeServiceServicer):
     async def _require_same(self, stored: Stored, new: New) -> None:
         if stored.payload_hash == new.payload_hash:
             return
-        before = pb.Application.FromString((await self._store.get(new.lender, stored.id)).payload)
+        before = pb.Application.FromString(await self._store.submitted(new.lender, stored.id))
         fields = ", ".join(domain.differing(before, pb.Application.FromString(new.payload)))
         raise RequestIdConflict(
             f"request_id {new.request_id} was used for {new.lender}/applications/{stored.id},"
@@ -203,7 +203,7 @@ class IntakeServicer(IntakeServiceServicer):
                         snapshot = await self._store.get(new.lender, stored.id)
                         if snapshot.state != State.PENDING:
                             return snapshot
-        except TimeoutError:
+        except (TimeoutError, DependencyDown):  # The wait is over, or this replica is leaving.
             return await self._store.get(new.lender, stored.id)
         return _decided(new, result)
 
@@ -213,7 +213,7 @@ class IntakeServicer(IntakeServiceServicer):
                 async for snapshot in self._changes(lender, application_id):
                     if snapshot.state in FINAL:
                         return snapshot
-        except TimeoutError:
+        except (TimeoutError, DependencyDown):
             pass  # Pending is a normal answer.
         return await self._store.get(lender, application_id)
 
@@ -260,7 +260,7 @@ class IntakeServicer(IntakeServiceServicer):
         """A page of history, with the chain checked from its first event."""
         lender, application_id = _split(request.parent)
         events = await self._store.events(lender, application_id)
-        if request.page_token and not request.page_token.isdigit():
+        if request.page_token and not (request.page_token.isascii() and request.page_token.isdecimal()):
             raise InvalidRequest(("page_token", "is not one that this service gave out"))
         start = int(request.page_token or 0)
         size = request.page_size or 100
@@ -319,9 +319,11 @@ class IntakeServicer(IntakeServiceServicer):
         def apply(state: State, payload: bytes, _: bytes | None) -> dict[str, object]:
             domain.require_allowed("supply information to", application_id, state)
             merged = pb.Application.FromString(payload)
-            merged.consents.extend(request.consents)
+            merged.consents.extend(consent for consent in request.consents if consent not in merged.consents)
             merged.declaration.MergeFrom(request.declaration)
-            if unsound := list(domain.unsound(merged, self._clock.now())):
+            merged.loan.product = request.product or merged.loan.product
+            # The whole must be sound, not only what was added: two lists within bounds can be one beyond them.
+            if unsound := [*violations(merged), *domain.unsound(merged, self._clock.now())]:
                 raise InvalidRequest(*unsound)
             return {
                 "payload": merged.SerializeToString(deterministic=True),
@@ -331,6 +333,8 @@ class IntakeServicer(IntakeServiceServicer):
                 "not_before": 0.0,
             }
 
+        if not (request.consents or request.HasField("declaration") or request.product):
+            raise InvalidRequest(("consents", "supply consents, a declaration or a product"))
         _, application_id = _split(request.name)
         return pb.SupplyInformationResponse(application=await self._change(request, "information_supplied", {}, apply))
 
@@ -344,7 +348,8 @@ class IntakeServicer(IntakeServiceServicer):
                 known = ", ".join(offers) or "none"
                 raise NotFound(f"application {application_id} has no {request.offer_id}; its offers are: {known}")
             if offers[request.offer_id].expire_time.ToDatetime(dt.UTC) <= self._clock.now():
-                raise WrongState(f"{request.offer_id} of application {application_id} is no longer valid; apply again")
+                what = f"{request.offer_id} of application {application_id}, which is {state},"
+                raise WrongState(f"{what} is no longer valid; apply again", state=state.value)
             return {"state": State.OFFER_ACCEPTED.value, "accepted_offer": request.offer_id, "due_at": None}
 
         _, application_id = _split(request.name)
@@ -371,7 +376,11 @@ class IntakeServicer(IntakeServiceServicer):
         apply: Callable[[State, bytes, bytes | None], dict[str, object]],
     ) -> pb.Application:
         lender, application_id = _split(request.name)
-        said = f"{kind}:{domain.digest(request.SerializeToString(deterministic=True))}"
+        said = {
+            field.name: domain.digest(str(value).encode())[:16] if field.message_type else str(value)
+            for field, value in request.ListFields()
+            if field.name not in ("name", "request_id")
+        }
         await self._store.change(lender, application_id, request.request_id, said, kind, details, apply)
         self._watch.changed([application_id])
         return await self._read(request.name)

@@ -214,4 +214,6 @@ class Worker:
             return await work
         except DependencyDown as error:
             self._report(f"{what}_failed", error=str(error))
-            return None
+        except Exception as error:  # noqa: BLE001  A replica whose loop has ended looks well and decides nothing.
+            self._report(f"{what}_failed", error_type=type(error).__name__, exc_info=error)
+        return None

@@ -13,6 +13,7 @@ from lending.type.v1 import offer_pb2
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError
 from loanmesh.runtime.status import item_status
+from loanmesh.runtime.validation import refusal
 from services.pricing.decide import price
 from services.pricing.policy import Policy
 from services.pricing.schedule import schedule
@@ -36,6 +37,9 @@ class PricingServicer(PricingServiceServicer):
         response = pb.PriceApplicationsResponse()
         for item in request.items:
             result = response.results.add(key=item.key)
+            if refused := refusal(item):
+                result.error.CopyFrom(item_status(refused))
+                continue
             try:
                 result.pricing.CopyFrom(price(item, self._policy, now))
             except InvalidRequest as error:
