@@ -23,6 +23,7 @@ from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Deferred, Result
+from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
 from services.intake.store import Store
@@ -56,7 +57,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     channels = [
         open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
     ]
-    pricing = GrpcPricing(channels[2])
+    scoring, pricing = GrpcScoring(channels[1]), GrpcPricing(channels[2])
     watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
 
@@ -66,7 +67,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
 
     pipeline = Pipeline(
         GrpcBureau(channels[0]),
-        GrpcScoring(channels[1]),
+        scoring,
         pricing,
         store,
         clock,
@@ -96,6 +97,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         watch,
         estimate,
         pricing.schedules,
+        Replay(scoring, pricing),
         labels(),
         clock,
         lambda: new_uuid7(clock),

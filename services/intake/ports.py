@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,6 +47,8 @@ class Case:
     score: Score | None = None
     pricing: Pricing | None = None
     age_years: int | None = None
+    as_of: dt.datetime | None = None
+    """For a replay: when it was priced. None: now."""
 
 
 @dataclass(frozen=True)

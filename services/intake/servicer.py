@@ -27,6 +27,7 @@ from services.intake.application import FINAL, New, Snapshot, State, Stored
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
 from services.intake.ports import Awaiting, Decided, Records
+from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
 from services.intake.worker import Worker
 
@@ -53,6 +54,7 @@ class IntakeServicer(IntakeServiceServicer):
         watch: Watch,
         estimate: Estimate,
         schedules: _Schedules,
+        replay: Replay,
         labels: Mapping[str, Label],
         clock: Clock,
         new_id: Callable[[], str],
@@ -65,6 +67,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._watch = watch
         self._estimate = estimate
         self._schedules = schedules
+        self._replay = replay
         self._labels = labels
         self._clock = clock
         self._new_id = new_id
@@ -283,14 +286,7 @@ class IntakeServicer(IntakeServiceServicer):
     ) -> pb.ExplainDecisionResponse:
         """From what was stored; schedules from pricing."""
         lender, application_id = _split(request.name)
-        snapshot = await self._store.get(lender, application_id)
-        stored = await self._store.decision_with_evidence(lender, application_id, request.assessment)
-        if stored is None:
-            which = f"has no decided assessment {request.assessment}" if request.assessment else "is not decided"
-            raise WrongState(
-                f"application {application_id} {which}; it is {snapshot.state}; WatchApplication tells when it is",
-                state=snapshot.state.value,
-            )
+        snapshot, stored = await self._decided_with_evidence(lender, application_id, request.assessment)
         decision = pb.Decision.FromString(stored[0])
         loan = pb.Application.FromString(snapshot.payload).loan
         summary_zh, summary_en = explain(decision, loan, self._labels)
@@ -308,6 +304,25 @@ class IntakeServicer(IntakeServiceServicer):
             for offer, schedule in zip(decision.offers, schedules.schedules, strict=True):
                 response.schedules.add(offer_id=offer.offer_id, instalments=schedule.instalments)
         return response
+
+    async def ReplayDecision(self, request: pb.ReplayDecisionRequest, context: _Context) -> pb.ReplayDecisionResponse:
+        """Decide once more from what was stored."""
+        lender, application_id = _split(request.name)
+        snapshot, stored = await self._decided_with_evidence(lender, application_id, request.assessment)
+        return await self._replay(snapshot, stored)
+
+    async def _decided_with_evidence(
+        self, lender: str, application_id: str, assessment: int
+    ) -> tuple[Snapshot, tuple[bytes, bytes, bytes, bytes]]:
+        snapshot = await self._store.get(lender, application_id)
+        stored = await self._store.decision_with_evidence(lender, application_id, assessment)
+        if stored is None:
+            which = f"has no decided assessment {assessment}" if assessment else "is not decided"
+            raise WrongState(
+                f"application {application_id} {which}; it is {snapshot.state}; WatchApplication tells when it is",
+                state=snapshot.state.value,
+            )
+        return snapshot, stored
 
     # --- Changes ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import grpc
@@ -41,7 +42,8 @@ class PricingServicer(PricingServiceServicer):
                 result.error.CopyFrom(item_status(refused))
                 continue
             try:
-                result.pricing.CopyFrom(price(item, self._policy, now))
+                as_of = item.as_of_time.ToDatetime(dt.UTC) if item.HasField("as_of_time") else now
+                result.pricing.CopyFrom(price(item, self._policy, as_of))
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
             except Exception as error:  # noqa: BLE001  A fault of ours in one item must not cost the others their answer.
