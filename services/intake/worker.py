@@ -69,6 +69,11 @@ class Worker:
         """Whether another application can be held."""
         return not self._draining and len(self._queue) + len(self._working) < self._held_max
 
+    @property
+    def waiting(self) -> int:
+        """Applications in the queue, not begun."""
+        return len(self._queue)
+
     def start(self) -> None:
         """Begin to claim and to renew."""
         self._loops = [asyncio.create_task(self._claim_forever()), asyncio.create_task(self._renew_forever())]
