@@ -13,8 +13,10 @@ from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
+from loanmesh.runtime.guard import make_guard
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.server import Service, run
+from loanmesh.runtime.vitals import Queue, Vitals
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
@@ -22,6 +24,7 @@ from services.intake.pipeline import Pipeline
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
 from services.intake.store import Store
+from services.intake.tally import Tallied
 from services.intake.watch import Watch
 from services.intake.worker import Worker
 
@@ -52,7 +55,12 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     channels = [
         open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
     ]
-    pricing = GrpcPricing(channels[2])
+    guards = [
+        make_guard(name, "service", settings.downstream.breaker, settings.downstream.bulkhead, clock, random.Random())
+        for name in ("bureau", "scoring", "pricing")
+    ]
+    vitals = Vitals(guards=guards, count_backlog=store.backlog)
+    pricing = GrpcPricing(channels[2], guards[2])
     watch = Watch(store.revisions, clock, settings.lease.poll_s)
     estimate = Estimate(store.backlog, clock)
 
@@ -61,10 +69,10 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         watch.changed(ids)
 
     pipeline = Pipeline(
-        GrpcBureau(channels[0]),
-        GrpcScoring(channels[1]),
+        GrpcBureau(channels[0], guards[0]),
+        GrpcScoring(channels[1], guards[1]),
         pricing,
-        store,
+        Tallied(store, vitals),
         clock,
         random.Random(),
         settings.due.information_days,
@@ -92,6 +100,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         lambda: new_uuid7(clock),
         settings.work.accepts_waiting_max,
     )
+    vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))
     worker.start()
     watch.start()
 
@@ -105,6 +114,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         ["lending.intake.v1.IntakeService"],
         close=close,
         drain=worker.drain,
+        vitals=vitals,
     )
 
 
