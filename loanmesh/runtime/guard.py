@@ -8,9 +8,8 @@ permit. Pure but for asyncio: knows neither gRPC nor HTTP, so sources and servic
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Annotated, Literal, TypeVar
 
@@ -98,13 +97,10 @@ class Guard:
 
         Raises Refused where there is not. What `ask` raises passes through and is no verdict: cancelled, or our bug.
         """
-        # Before the queue too, so that a dead dependency costs no wait.
-        if self.breaker.state in (State.OPEN, State.FORCED_OPEN) and self.breaker.refuses:
-            raise self._refused("breaker_open", self.breaker.retry_in_s)
-        if self._room.locked() and len(self._waiting) >= self.bulkhead.waiting_max:
-            raise self._refused("bulkhead_full", 0.0)
-        async with self._leave() as permit:
-            self.calls += 1
+        permit = await self._leave()
+        self.in_use += 1
+        self.calls += 1
+        try:
             outcome = await ask()
             match judge(outcome):
                 case Verdict.WELL:
@@ -116,29 +112,35 @@ class Guard:
                     self.overloads += 1
                     self._busy_at = self._clock.monotonic()
             return outcome
+        finally:
+            self.in_use -= 1
+            permit.release()
+            self._room.release()
+            self._wake()
 
     def force(self, state: State, cause: str) -> None:
         """Force the breaker (see there); who waits for it looks again."""
         self.breaker.force(state, cause)
         self._wake()
 
-    @contextlib.asynccontextmanager
-    async def _leave(self) -> AsyncIterator[Permit]:
+    async def _leave(self) -> Permit:
+        """Room, and the breaker's leave; the caller gives both back."""
+        # Before the queue too, so that a dead dependency costs no wait.
+        if self.breaker.state in (State.OPEN, State.FORCED_OPEN) and self.breaker.refuses:
+            raise self._refused("breaker_open", self.breaker.retry_in_s)
+        if self._room.locked() and len(self._waiting) >= self.bulkhead.waiting_max:
+            raise self._refused("bulkhead_full", 0.0)
         me = object()
         self._waiting[me] = self._clock.monotonic()
         try:
-            async with self._room:
-                permit = await self._permit()
-                del self._waiting[me]
-                self.in_use += 1
-                try:
-                    yield permit
-                finally:
-                    self.in_use -= 1
-                    permit.release()
-                    self._wake()
+            await self._room.acquire()
+            try:
+                return await self._permit()
+            except BaseException:
+                self._room.release()
+                raise
         finally:
-            self._waiting.pop(me, None)
+            del self._waiting[me]
 
     async def _permit(self) -> Permit:
         # While probes are under way their verdict is near: waiting for it saves a whole new look.
