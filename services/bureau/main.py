@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import random
+import sys
 
 from lending.bureau.v1.bureau_service_pb2_grpc import add_BureauServiceServicer_to_server
 
@@ -30,12 +31,15 @@ PURGE_EVERY_S = 3600.0
 
 async def build(settings: BureauSettings, clock: Clock) -> Service:
     """Put bureau together."""
+    sources = load_sources()
+    if unknown := set(settings.brownout.optional) - set(sources):
+        sys.stderr.write(f"settings: BUREAU_BROWNOUT__OPTIONAL: no such source: {', '.join(sorted(unknown))}\n")
+        raise SystemExit(2)
     url = settings.database_url.get_secret_value()
     await asyncio.to_thread(upgrade, url, "services.bureau")
     database = await open_database(url)
     wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s)
     store = AnswerStore(database)
-    sources = load_sources()
     bulkhead = BulkheadSettings(at_once_max=settings.gather.at_once_max, waiting_max=settings.gather.waiting_max)
     guards = {name: make_guard(name, "source", settings.breaker, bulkhead, clock, random.Random()) for name in sources}
     brownouts = {

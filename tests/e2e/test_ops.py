@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,11 @@ def test_an_sre_sees_and_pauses_and_gives_back(up: dict[str, Any], tmp_path: Pat
     assert int(breakers(up, "intake")["scoring"]["calls"]) > 0
     assert "central_bank" in run("deps", "--address", bureau, COLUMNS="200").stdout
     assert "loop lag" in run("status", "--address", bureau).stdout
+
+    buf = str(Path(sys.executable).parent / "buf")
+    listed = subprocess.run([buf, "curl", "--http2-prior-knowledge", "--protocol", "grpc", "--list-methods", f"http://{bureau}"],
+                            capture_output=True, text=True, check=False)  # fmt: skip
+    assert "lending.ops.v1.OpsService/GetStatus" in listed.stdout, listed.stderr
 
     unknown = run("override", "moon", "open", "--address", bureau, COLUMNS="500", **at)
     assert unknown.returncode == 4

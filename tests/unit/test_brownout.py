@@ -18,8 +18,9 @@ from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.guard import BulkheadSettings, make_guard
 from services.bureau.brownout import Brownout
 from services.bureau.gather import Gatherer, Key, Subject
+from services.bureau.main import build
 from services.bureau.profile import Answer
-from services.bureau.settings import BrownoutSettings
+from services.bureau.settings import BrownoutSettings, BureauSettings
 from services.bureau.sources import DAY_S, Source, load_sources
 from services.pricing.decide import price
 from services.pricing.policy import load_policy
@@ -152,6 +153,14 @@ async def test_an_optional_source_is_skipped_only_when_the_queue_eats_the_budget
     assert (skipped.state, skipped.missing_cause) == (SourceReport.STATE_MISSING, "skipped")
     assert skipped.degradation == "skip_optional_sources"
     assert skipped.HasField("retry_time")
+
+
+async def test_an_optional_source_that_does_not_exist_stops_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = BureauSettings(brownout=BrownoutSettings(optional=("moon",)))
+    with pytest.raises(SystemExit) as stop:
+        await build(settings, FakeClock())
+    assert stop.value.code == 2
+    assert "BUREAU_BROWNOUT__OPTIONAL: no such source: moon" in capsys.readouterr().err
 
 
 async def test_a_source_that_says_it_is_too_busy_is_believed_for_a_while() -> None:
