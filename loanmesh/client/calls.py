@@ -24,7 +24,7 @@ from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.throttle import Permit, Throttle, ThrottleSettings
 
 AGAIN = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"})
-"""Ends of an attempt after which another makes sense. CANCELLED: a server that stops; who cancels here never sees it."""
+"""Ends of an attempt after which another makes sense. CANCELLED: a server that stops; our own never get here."""
 OPEN_MAX = 20_000
 """Calls a client has under way, waiting and backing off ones included; beyond, new ones are turned away at once."""
 BACKOFF_S, BACKOFF_S_MAX = 0.1, 2.0
@@ -132,7 +132,8 @@ class Calls:
                             yield answer
                     return
                 except Failure as failure:
-                    call.start_patience()
+                    if not call.failures:
+                        call.start_patience()  # It worked until now.
                     await self._pause(call, failure)
 
     async def _attempt(

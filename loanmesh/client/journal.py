@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import sqlite3
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +24,9 @@ class Journal:
 
     def __init__(self, path: Path, lender: str, client_id: str, new_id: Callable[[], str]) -> None:
         """Open it, or begin one. Raises ValueError where the file is another's, or no journal at all."""
-        self._turn = asyncio.Lock()
+        # One thread, so that nothing overlaps: whoever is cancelled leaves work that still runs, and two threads in
+        # one SQLite connection, of which one closes it, end the process.
+        self._thread = ThreadPoolExecutor(1, "loanmesh-journal")
         try:
             self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA journal_mode=WAL")
@@ -74,14 +77,7 @@ class Journal:
     async def close(self) -> None:
         """Close the file, after what is under way."""
         await self._off_loop(self._file.close)
+        self._thread.shutdown(wait=False)
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
-        # One at a time: the connection is not for two threads at once. Shielded: a cancelled caller must not let the
-        # next one in while its thread still writes.
-        async with self._turn:
-            task = asyncio.ensure_future(asyncio.to_thread(work))
-            try:
-                return await asyncio.shield(task)
-            except asyncio.CancelledError:
-                await asyncio.wait([task])
-                raise
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)

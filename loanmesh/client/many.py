@@ -163,23 +163,28 @@ class Submission:
 
 
 async def run(submission: Submission, source: Source) -> AsyncGenerator[Result, None]:
-    """Read the source as there is room, and yield results as they come."""
+    """Read the source as there is room, and yield results as they come. What the source raises is raised when all that
+    it gave before is answered."""
     feed = _AsyncFeed(source) if isinstance(source, AsyncIterable) else _Feed(source)
     reading: asyncio.Task[list[Item]] | None = None
-    ended = False
+    ended: asyncio.Task[list[Item]] | None = None
     try:
         while True:
             if reading is None and not ended and submission.room:
                 reading = asyncio.create_task(feed.some(submission.room))
             waiting: set[asyncio.Task[Any]] = submission.under_way | ({reading} if reading else set())
             if not waiting:
+                if ended:
+                    ended.result()
                 return
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if reading and reading.done():
-                items, reading = reading.result(), None
-                ended = not items
-                for result in await submission.add(items):
-                    yield result
+                read, reading = reading, None
+                if read.exception() or not read.result():
+                    ended = read
+                else:
+                    for result in await submission.add(read.result()):
+                        yield result
             for result in submission.take():
                 yield result
     finally:
