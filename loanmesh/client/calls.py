@@ -157,8 +157,10 @@ class Calls:
             if failure.progress:
                 call.answered()
                 call.start_patience()
-            if failure.code in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"):
+            if failure.code == "RESOURCE_EXHAUSTED":
                 permit.refused()
+            elif failure.code == "DEADLINE_EXCEEDED":
+                permit.timed_out()
             elif failure.code not in AGAIN:
                 permit.answered(timely=timely)
                 call.answered()

@@ -2,8 +2,9 @@
 
 Without one, n attempts a call make n times the load just when the mesh can bear it least. With it, retries that come to
 nothing are at most `share` of the first attempts plus `reserve_per_s` for each second, and what was saved up in the
-last `memory_s` or so. A retry that is answered gives its token back with a quarter on top, so that the budget bounds
-waste and not recovery: when a mesh comes back, the few tokens there are multiply, and everybody who waits gets through.
+last `memory_s` or so. A retry that is answered gives its token back with another on top: each that helped pays for one
+that may not. So the budget bounds waste and not recovery: when a mesh comes back, the few tokens there are multiply and
+everybody who waits gets through; and while one replica of two hangs, retries that reach the other pay for the rest.
 
 Share and reserve are Finagle's idea (20 % and 10 a second, remembered for 10 s); giving back on success is what the
 AWS SDKs' standard mode does. Our figures are smaller because we promise at most 1.1 attempts a call at a mesh that
@@ -21,9 +22,9 @@ from pydantic import BaseModel, Field
 
 from loanmesh.runtime.clock import Clock
 
-BONUS = 0.25
-"""What an answered retry earns besides its token. With 0, 1,200 callers queue for one token for as long as 12 s. With
-1, a mesh that fails half of all calls would get every retry that this makes necessary, twice the load."""
+BONUS = 1.0
+"""What an answered retry earns besides its token. With 0, 1,200 callers queued for one token for 12 s after an outage;
+with 0.25, callers failed beside a replica of two that hung."""
 
 
 class BudgetSettings(BaseModel, frozen=True, extra="forbid"):

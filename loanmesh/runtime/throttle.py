@@ -54,7 +54,7 @@ class AdaptiveLimit:
         self._clock = clock
         self._limit = float(min(max(settings.initial, settings.floor), settings.ceiling))
         self._starting = True
-        self._shrunk_at = float("-inf")
+        self._shrunk_at = self._calm_at = float("-inf")
         self._least_s = math.inf
         self._least_at = 0.0
 
@@ -76,14 +76,23 @@ class AdaptiveLimit:
         if delay_s is not None and delay_s > target_s:
             # In proportion, so that a limit left over from calmer days comes down within a few round trips.
             self._shrink(sent_at, min(SHRINK_LEAST, max(SHRINK_MOST, target_s / delay_s)))
-        elif in_flight * 2 >= self._limit:
+            return
+        if delay_s is not None:
+            self._calm_at = self._clock.monotonic()
+        if in_flight * 2 >= self._limit:
             # Else the limit was not tried, and its success says nothing.
             step = 1.0 if self._starting else 1 / math.sqrt(self._limit)
             self._limit = min(float(self._settings.ceiling), self._limit + step)
 
     def refused(self, sent_at: float) -> None:
-        """A call was turned away as too much, or ran out of time."""
+        """A call was turned away as too much."""
         self._shrink(sent_at, SHRINK_MOST)
+
+    def timed_out(self, sent_at: float) -> None:
+        """A call was not answered in time. No sign of too much while others are answered without a queue: then one
+        replica of several hangs, and the rest can do with all the calls they get."""
+        if self._calm_at < sent_at:
+            self._shrink(sent_at, SHRINK_MOST)
 
     def _shrink(self, sent_at: float, factor: float) -> None:
         if sent_at < self._shrunk_at:
@@ -94,7 +103,7 @@ class AdaptiveLimit:
 
 
 class Permit:
-    """Leave to have one call in flight. Ends once, by one of the three; a second ending changes nothing."""
+    """Leave to have one call in flight. Ends once, by one of the four; a second ending changes nothing."""
 
     __slots__ = ("_in_flight", "_sent_at", "_throttle")
 
@@ -118,9 +127,15 @@ class Permit:
             throttle._wake()
 
     def refused(self) -> None:
-        """The call was turned away as too much, or ran out of time."""
+        """The call was turned away as too much."""
         if throttle := self._end():
             throttle.limit.refused(self._sent_at)
+            throttle._wake()
+
+    def timed_out(self) -> None:
+        """The call was not answered in time."""
+        if throttle := self._end():
+            throttle.limit.timed_out(self._sent_at)
             throttle._wake()
 
     def release(self) -> None:

@@ -53,6 +53,22 @@ def test_it_shrinks_once_a_round_trip_however_many_suffer() -> None:
     assert limit.calls == 25
 
 
+def test_a_call_that_times_out_is_a_sign_of_too_much_unless_others_are_answered_without_a_queue() -> None:
+    clock = FakeClock()
+    limit = a_limit(clock, initial=20)
+    clock.advance(1)
+    limit.timed_out(0.0)
+    assert limit.calls == 10
+    clock.advance(0.5)
+    limit.answered(1.2, 1, 0.01)
+    clock.advance(0.5)
+    limit.timed_out(1.0)
+    assert limit.calls == 10
+    clock.advance(1)
+    limit.timed_out(2.0)
+    assert limit.calls == 5
+
+
 def test_it_stays_between_floor_and_ceiling() -> None:
     clock = FakeClock()
     limit = a_limit(clock, initial=10, floor=3, ceiling=12)
