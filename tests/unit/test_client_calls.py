@@ -321,6 +321,32 @@ def test_submit_and_wait_answers_pending_with_its_estimate_by_the_deadline() -> 
     using(mesh, work)
 
 
+def test_submit_and_wait_answers_pending_by_the_deadline_also_when_a_replica_hung_first() -> None:
+    mesh = MemoryMesh(decide_s=60)
+    mesh.faults.append("hang")
+    answer = using(mesh, lambda client: client.submit_and_wait(an_application(), deadline_s=2))
+    assert isinstance(answer, Pending)
+    asked_s = [attempt.request.wait.ToNanoseconds() / 1e9 for attempt in mesh.attempts[:2]]
+    assert asked_s[0] == pytest.approx(1.8)
+    assert asked_s[1] < 2.0 - mesh.attempts[1].at
+
+
+def test_a_long_page_is_no_sign_of_a_queue() -> None:
+    mesh = MemoryMesh(queue_s=None)
+
+    async def work(client: Client) -> int:
+        await client.submit(an_application(), request_id="request-1")
+        mesh.latency_s = 0.5
+        for _ in range(20):
+            await client.list()
+        assert client.in_flight_limit >= 20
+        for _ in range(20):
+            await client.get("lenders/demo/applications/request-1")
+        return client.in_flight_limit
+
+    assert using(mesh, work) == 2
+
+
 def test_submit_and_wait_goes_on_by_watching() -> None:
     mesh = MemoryMesh(decide_s=70)
     answer = using(mesh, lambda client: client.submit_and_wait(an_application(), deadline_s=140))
