@@ -251,6 +251,18 @@ async def test_a_batch_above_the_limit_is_named() -> None:
         assert not untouched.reached
 
 
+async def test_a_message_above_the_limit_is_refused_without_a_time_to_come_back() -> None:
+    async with edge() as (untouched, channel):
+        request = a_submit()
+        request.application.channel = "x" * (ServerSettings().max_message_mib * 1024 * 1024)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await IntakeServiceStub(channel).SubmitApplication(request)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max" in (refused.value.details() or "")
+        assert "grpc-retry-pushback-ms" not in dict(refused.value.trailing_metadata() or ())
+        assert not untouched.reached
+
+
 async def test_a_full_server_says_when_to_come_back() -> None:
     async with edge() as (_, channel):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
