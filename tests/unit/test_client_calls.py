@@ -378,6 +378,19 @@ def test_submit_and_wait_goes_on_by_watching() -> None:
     assert [attempt.method for attempt in mesh.attempts] == ["SubmitApplication", "WatchApplication"]
 
 
+def test_submit_and_wait_answers_pending_where_watching_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = MemoryMesh(decide_s=200)
+
+    async def work(client: Client) -> None:
+        call = asyncio.create_task(client.submit_and_wait(an_application(), deadline_s=100))
+        await CLOCK.sleep(1)
+        monkeypatch.setattr(calls, "OPEN_MAX", 0)  # The watch is turned away at once, before it waits for anything.
+        assert isinstance(await call, Pending)
+        assert CLOCK.monotonic() == pytest.approx(60, abs=0.1)
+
+    using(mesh, work)
+
+
 def test_submit_and_wait_does_not_wait_for_people() -> None:
     mesh = MemoryMesh()
 
