@@ -114,10 +114,8 @@ class Client:
         ends_at = self._clock.monotonic() + deadline_s
         key = request_id or self._new_id()
         application = await self._submit(application, key, min(WAIT_S_MAX, deadline_s), deadline_s)
-        while application.state not in DECIDED | WAITS_FOR_PEOPLE:
-            left_s = ends_at - self._clock.monotonic()
-            if left_s <= 0:
-                break
+        left_s = ends_at - self._clock.monotonic()
+        if application.state not in DECIDED | WAITS_FOR_PEOPLE and left_s > 0:
             with contextlib.suppress(TimeoutError, Unreachable):  # It is stored: what was seen last is an answer.
                 async with asyncio.timeout(left_s), contextlib.aclosing(self.watch(application.name)) as changes:
                     async for application in changes:
