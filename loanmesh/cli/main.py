@@ -348,6 +348,28 @@ def accept(
     _print(_run(work()), json_, show.application)
 
 
+@app.command()
+def settings(
+    service: Annotated[str, typer.Argument(help="intake, bureau, scoring or pricing")],
+    json_: Json = False,
+) -> None:
+    """Print every setting of a service as a start from here would read it: name, value, what it does. Secrets masked.
+
+    Example: `loanmesh settings intake`
+    """
+    from dataclasses import asdict
+
+    from loanmesh.cli import knobs
+
+    if service not in knobs.SECTIONS:
+        raise typer.BadParameter(f"must be one of {', '.join(knobs.SECTIONS)}")
+    lines = knobs.in_force(service)
+    if json_:
+        print(json.dumps([asdict(line) for line in lines], ensure_ascii=False))
+    else:
+        knobs.show(_say(False), lines)
+
+
 @app.command("decide-firms")
 def decide_firms(
     data: Annotated[Path, typer.Argument(help="Folder of the real data sets.")],

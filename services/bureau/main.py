@@ -15,6 +15,7 @@ from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import BulkheadSettings, make_guard
 from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.vitals import Queue, Vitals
 from services.bureau import store as stored
@@ -36,8 +37,9 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         sys.stderr.write(f"settings: BUREAU_BROWNOUT__OPTIONAL: no such source: {', '.join(sorted(unknown))}\n")
         raise SystemExit(2)
     url = settings.database_url.get_secret_value()
-    await asyncio.to_thread(upgrade, url, "services.bureau")
-    database = await open_database(url)
+    with opening("BUREAU_DATABASE_URL", url):
+        await asyncio.to_thread(upgrade, url, "services.bureau")
+        database = await open_database(url)
     wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s)
     store = AnswerStore(database)
     bulkhead = BulkheadSettings(at_once_max=settings.gather.at_once_max, waiting_max=settings.gather.waiting_max)
