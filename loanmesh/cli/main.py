@@ -9,14 +9,12 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from google.protobuf import json_format
 from rich.console import Console
 from rich.markup import escape
 
@@ -77,32 +75,13 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _read_application(path: Path) -> Any:
-    from lending.intake.v1.intake_service_pb2 import Application
+    from loanmesh.cli.application_file import BadFile, read_application
 
-    complain = Console(stderr=True, highlight=False)
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        read = json.loads(text)
-        if not isinstance(read, dict):
-            raise json_format.ParseError(f"an application is a JSON object, not {type(read).__name__}")
-        return json_format.ParseDict(read, Application())
-    except json.JSONDecodeError as error:
-        complain.print(f"[red]{path}:{error.lineno}:{error.colno}[/]: {error.msg}; nothing was sent")
-    except json_format.ParseError as error:
-        line, column = _where(text, str(error))
-        complain.print(f"[red]{path}:{line}:{column}[/]: {escape(str(error))}; nothing was sent")
-    except (OSError, UnicodeDecodeError) as error:
-        complain.print(f"[red]{path}[/]: {error}; nothing was sent")
-    raise typer.Exit(USAGE)
-
-
-def _where(text: str, complaint: str) -> tuple[int, int]:
-    """Line and column of the first field that a complaint names in quotes; the start where it names none."""
-    for word in complaint.replace("'", '"').split('"')[1::2]:
-        at = text.find(f'"{word.split(".")[-1]}"')
-        if at >= 0:
-            return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-    return 1, 1
+        return read_application(path)
+    except BadFile as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(str(error))}[/]; nothing was sent")
+        raise typer.Exit(USAGE) from error
 
 
 @app.command()
