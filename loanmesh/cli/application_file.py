@@ -63,7 +63,10 @@ def _check(read: JsonText, value: Any, message: Message, path: jsontext.Path) ->
     if not isinstance(value, dict):
         what = "an application" if not path else _dotted(path)
         raise Malformed(read.places[path], f"{what} must be a JSON object, not {_shown(value)}")
-    known = {name: field for field in message.DESCRIPTOR.fields for name in (field.json_name, field.name)}
+    # The fast descriptors that are in use are typed apart from the plain ones.
+    known: dict[str, Any] = {
+        name: field for field in message.DESCRIPTOR.fields for name in (field.json_name, field.name)
+    }
     told: dict[str, str] = {}
     for name, inner in value.items():
         here = (*path, name)
