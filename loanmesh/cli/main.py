@@ -53,6 +53,18 @@ def _say(json_: bool) -> Console:
     return Console(stderr=json_, highlight=False)
 
 
+def _check_state(console: Console, state: Path) -> None:
+    """End with 2 where the folder cannot be made or written."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=state):
+            pass
+    except OSError as error:
+        why = "it is no folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        console.print(f"[red]--state[/] {escape(str(state))} cannot be used: {why}", soft_wrap=True)
+        raise typer.Exit(USAGE) from error
+
+
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; turn what went wrong into one line and an exit code."""
     from loanmesh.client import CallFailed, Unreachable
@@ -101,6 +113,7 @@ def up(
     from loanmesh.runtime.clock import SystemClock
 
     console = _say(json_)
+    _check_state(console, state)
     if not 1 <= port_base <= 65531:
         console.print("[red]--port-base[/] must be 1 to 65531")
         raise typer.Exit(USAGE)
@@ -248,14 +261,10 @@ def list_(
     if json_:
         print(show.as_json(found))
         return
-    rows = [
-        (a.name, show.state_of(a), a.decision.grade, f"{a.loan.amount_fen / 100:,.0f}", show.time_of(a.create_time))
-        for a in found.applications
-    ]
-    console = _say(False)
-    console.print(show.table("", ("application", "state", "grade", "asked, CNY", "stored"), rows))
+    show.applications(_say(False), found.applications)
     if found.next_page_token:
-        console.print(f"more: --page {found.next_page_token}")
+        # Plain, so that it stays whole: it is to be copied.
+        print(f"more: --page {found.next_page_token}")
 
 
 @app.command()
@@ -367,23 +376,34 @@ def decide_firms(
     """
     from loanmesh.cli import firms as firms_
     from loanmesh.cli.mesh import CannotStart, Mesh, free_ports
+    from loanmesh.cli.stages import Stages, ask_stages
     from loanmesh.client import Client
     from loanmesh.runtime.clock import SystemClock
 
     console = _say(json_)
     clock = SystemClock()
     folder = data.resolve()
+    stages = Stages()
+    if out:
+        try:
+            firms_.check_writable(out)
+        except OSError as error:
+            console.print(f"[red]--out[/] cannot be written: {escape(str(out))}: {error.strerror}; nothing was sent")
+            raise typer.Exit(USAGE) from error
 
     async def on(intake: str, source: str) -> Any:
         await firms_.teach(source, folder)
         started = clock.monotonic()
         async with Client(intake, patience_s=patience) as client:
-            decided = await firms_.decide_firms(console, client, codes, amount * 100, term, clock)
-        return decided, clock.monotonic() - started
+            decided = await firms_.decide_firms(console, client, codes, amount * 100, term, clock, stages)
+            took_s = clock.monotonic() - started
+            await ask_stages(client, decided, stages)
+        return decided, took_s
 
     async def work() -> Any:
         if address:
             return await on(address, sandbox)
+        _check_state(console, state)
         mesh = Mesh(state, data, free_ports(), clock, lambda line: console.print(f"[dim]{escape(line)}[/]"))
         try:
             console.print("no --address: starting a mesh for this ...")
@@ -404,14 +424,18 @@ def decide_firms(
     except OSError as error:
         console.print(f"[red]not reachable[/]: the sandbox at {sandbox}: {error}")
         raise typer.Exit(UNREACHABLE) from error
-    if out:
-        firms_.write_csv(out, decided)
-        console.print(f"wrote {out}")
-    firms_.report(console, decided, took_s)
+    firms_.report(console, decided, took_s, stages)
     if json_:
         from loanmesh.cli import show
 
         print(json.dumps({firm: json.loads(show.as_json(a)) for firm, a in decided.items()}, ensure_ascii=False))
+    if out:
+        try:
+            firms_.write_csv(out, decided)
+        except OSError as error:
+            console.print(f"[red]--out[/] could not be written: {escape(str(out))}: {error.strerror}")
+            raise typer.Exit(FAILED) from error
+        console.print(f"wrote {escape(str(out))}", soft_wrap=True)
 
 
 def _print(message: Any, json_: bool, show_: Any) -> None:

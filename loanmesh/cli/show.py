@@ -69,6 +69,18 @@ def application(console: Console, one: pb.Application) -> None:
             console.print(f"  decided   {', '.join(one.decision.degradations)}")
 
 
+def applications(console: Console, many: Iterable[pb.Application]) -> None:
+    """One line each. Names are to be copied: a narrow terminal wraps the line, and nothing is ever cut."""
+    rows = [("application", "state", "grade", "asked, CNY", "stored")]
+    rows += [
+        (a.name, state_of(a), a.decision.grade, f"{a.loan.amount_fen / 100:,.0f}", time_of(a.create_time)) for a in many
+    ]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.print(line.rstrip(), soft_wrap=True, markup=False)
+
+
 def explanation(console: Console, answer: pb.ExplainDecisionResponse, every: bool = True) -> None:
     """Why, in both languages, with the sources."""
     console.print(f"[bold]{escape(answer.summary_zh)}[/]")
