@@ -44,7 +44,7 @@ def labels() -> dict[str, Label]:
         name: Label(a["zh"], a["en"], a["unit"], sources[a["source"]]["zh"], sources[a["source"]]["en"])
         for name, a in dictionary["attributes"].items()
     }
-    declared = ("申请人申报", "declared by the applicant")
+    declared = ("申请人填报", "the applicant's own statement")
     found["declared.monthly_income_fen"] = Label("月收入", "monthly income", "fen", *declared)
     found["declared.dependents"] = Label("供养人数", "dependents", "count", *declared)
     found["age_years"] = Label("年龄", "age", "years", "证件", "identity document")
