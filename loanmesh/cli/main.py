@@ -1,6 +1,6 @@
 """The `loanmesh` command: thin, over the client library.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or file, 3 mesh not reachable, 4 refused by the mesh.
+Exit codes: 0 done, 1 failed, 2 wrong usage or file, 3 mesh not reachable, 4 refused by the mesh, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Decides loan applications. Start with `loanmesh demo`, or `loanmesh up` and `loanmesh submit FILE`.",
 )
-FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
 PATIENCE_S = 5.0
 """How long a person at a prompt waits for a mesh that is away."""
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         )
         raise typer.Exit(UNREACHABLE) from error
     except KeyboardInterrupt as error:
-        raise typer.Exit(130) from error
+        raise typer.Exit(INTERRUPTED) from error
 
 
 def _read_application(path: Path) -> Any:
@@ -126,7 +126,7 @@ def up(
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         try:
-            await mesh.start()
+            await _unless(stopping, mesh.start())
             if json_:
                 print(json.dumps(mesh.ready_line()), flush=True)
             else:
@@ -142,6 +142,18 @@ def up(
             await mesh.stop()
 
     _run(serve())
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, but leave it and exit with 130 when asked to stop before it is done."""
+    working, asked = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((working, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not working.done():
+        working.cancel()
+        await asyncio.wait((working,))
+        raise typer.Exit(INTERRUPTED)
+    await working
 
 
 @app.command()

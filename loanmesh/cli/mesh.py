@@ -179,13 +179,6 @@ class Mesh:
             await process.wait()
 
 
-def last_words(log: Path, before: int) -> str:
-    """What a part said of why it ended: what it wrote for a person since byte `before`, else its last line."""
-    said = [line for line in log.read_bytes()[before:].decode("utf-8", errors="replace").splitlines() if line]
-    for_people = [line.removeprefix("settings: ") for line in said if line.startswith("settings: ")]
-    return "; ".join(for_people or said[-1:]) or "without a word"
-
-
 def free_ports() -> dict[str, int]:
     """Ports that nobody listens on right now, for a mesh that must not meet another."""
     with contextlib.ExitStack() as stack:
@@ -193,6 +186,13 @@ def free_ports() -> dict[str, int]:
         for one in sockets.values():
             one.bind(("127.0.0.1", 0))
         return {name: int(one.getsockname()[1]) for name, one in sockets.items()}
+
+
+def last_words(log: Path, before: int) -> str:
+    """What a part said of why it ended: what it wrote for a person since byte `before`, else its last line."""
+    said = [line for line in log.read_bytes()[before:].decode("utf-8", errors="replace").splitlines() if line]
+    for_people = [line.removeprefix("settings: ") for line in said if line.startswith("settings: ")]
+    return "; ".join(for_people or said[-1:]) or "without a word"
 
 
 def ports_from(base: int) -> dict[str, int]:
