@@ -160,7 +160,8 @@ def _problem(settings_class: type[BaseSettings], found: Any) -> WrongSetting:
     if knob:
         hidden = knob.secret or "url" in knob.name.lower()
         shown = "cannot be what it is set to" if hidden else f"cannot be {str(found['input'])[:100]!r}"
-        return WrongSetting(_named(knob.name, knob.path), shown, knob.allowed)
+        why = "must be set too, beside what else is set of its section" if found["type"] == "missing" else shown
+        return WrongSetting(_named(knob.name, knob.path), why, knob.allowed)
     if found["type"] == "extra_forbidden":
         return _unknown_setting(settings_class, plain, name)
     if parts := _known(settings_class, f"{plain}__"):

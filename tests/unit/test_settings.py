@@ -121,6 +121,7 @@ def test_a_file_that_is_not_there_is_named(
         ("PRICING_TELEMETRY__LOG_LEVEL", "loud", "debug, info, warning, error"),
         ("PRICING_TELEMETRY__OTLP_ENDPOINT", "foo", "HOST:PORT"),
         ("BUREAU_SOURCES_URL", "foo", "http://"),
+        ("BUREAU_BROWNOUT__OPTIONAL", "moon", "a JSON list"),
     ],
 )
 def test_a_wrong_variable_is_named_with_what_is_allowed(
