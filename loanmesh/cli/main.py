@@ -12,7 +12,7 @@ import signal
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -283,13 +283,16 @@ def list_(
 def explain(
     name: Name,
     schedules: Annotated[bool, typer.Option("--schedules", help="Add each offer's instalments.")] = False,
+    language: Annotated[Literal["zh", "en", "both"], typer.Option(help="In which language.")] = "both",
     address: Address = INTAKE,
     json_: Json = False,
 ) -> None:
     """Say why an application was decided so, with the sources.
 
-    Example: `loanmesh explain lenders/demo/applications/0192... --schedules`
+    Example: `loanmesh explain lenders/demo/applications/0192... --schedules --language zh`
     """
+    from functools import partial
+
     from loanmesh.cli import show
     from loanmesh.client import Client
 
@@ -297,7 +300,7 @@ def explain(
         async with Client(address, patience_s=PATIENCE_S) as client:
             return await client.explain(name, schedules=schedules)
 
-    _print(_run(work()), json_, show.explanation)
+    _print(_run(work()), json_, partial(show.explanation, language=language))
 
 
 @app.command()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from lending.bureau.v1.bureau_service_pb2 import SourceReport
 from lending.intake.v1 import intake_service_pb2 as pb
 from rich.console import Console
 from typer.testing import CliRunner
@@ -14,7 +17,10 @@ from loanmesh.cli import show
 from loanmesh.cli.firms import COLUMN, FILE, CannotRead, check_writable, cny, read_firms, request_for, write_csv
 from loanmesh.cli.main import app
 from loanmesh.cli.stages import CONCLUDE, GATHER, PRICE, SCORE, Stages
+from services.pricing.policy import load_policy
+from services.pricing.rate import build_rate
 
+POLICY = load_policy("cn-demo-2026-11")
 NAME = "lenders/demo/applications/01a20b7e-4166-799b-be1e-d731f8cb7c69"
 
 
@@ -105,3 +111,20 @@ def test_time_is_told_by_stage_from_what_was_stored() -> None:
     found = {stage: round(1000 * seconds[0]) for stage, seconds in stages.seconds.items() if seconds}
     assert found == {GATHER: 70, SCORE: 3, PRICE: 7, CONCLUDE: 1}
     assert stages.table().row_count == 4
+
+
+def test_an_explanation_in_chinese_holds_no_english_words() -> None:
+    answer = pb.ExplainDecisionResponse(summary_zh="很遗憾。", summary_en="We are sorry.")
+    answer.decision.reasons.add(text_zh="风险较高", text_en="the risk is high")
+    for state in SourceReport.State.values()[1:]:
+        answer.profile.reports.add(source="court", state=state)
+    offer = answer.decision.offers.add(offer_id="1", apr_ppm=90_000)
+    for component in build_rate(0.5, POLICY.products["firm_working_capital"], POLICY.market, 1).components:
+        offer.rate_components.add(component=component.name, rate_ppm=component.rate_ppm)
+    answer.schedules.add().instalments.add(number=1)
+    printed = {language: io.StringIO() for language in get_args(show.Language)}
+    for language, out in printed.items():
+        show.explanation(Console(file=out, width=500), answer, language=language)
+    assert not re.search("[A-Za-z]", printed["zh"].getvalue())
+    assert "风险" not in printed["en"].getvalue()
+    assert "风险较高 | the risk is high" in printed["both"].getvalue()
