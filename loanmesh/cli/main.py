@@ -1,6 +1,6 @@
 """The `loanmesh` command: thin, over the client library.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or file, 3 mesh not reachable, 4 refused by the mesh, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, file or setting, 3 mesh not reachable, 4 refused by the mesh, 130 interrupted.
 """
 
 from __future__ import annotations
