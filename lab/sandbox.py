@@ -201,7 +201,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     clock = SystemClock()
     sandbox = Sandbox(Population(arguments.seed), arguments.state, clock, random.Random(arguments.seed))
     if arguments.data:
-        await asyncio.to_thread(sandbox.read_real_firms, arguments.data)
+        try:
+            await asyncio.to_thread(sandbox.read_real_firms, arguments.data)
+        except (OSError, ImportError) as error:
+            raise SystemExit(f"sandbox: cannot read the invoices: {error}") from error
     runner = web.AppRunner(sandbox.app(), access_log=None, shutdown_timeout=1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", arguments.port)

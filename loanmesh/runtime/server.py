@@ -21,6 +21,7 @@ from loanmesh.runtime import deadline, ops, telemetry
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
 from loanmesh.runtime.loop_lag import Heartbeat
+from loanmesh.runtime.setting_rules import refusing
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
 from loanmesh.runtime.validation import violations
@@ -49,8 +50,9 @@ class Service:
 C = TypeVar("C", bound=ServiceSettings)
 
 
+@refusing()
 def run(name: str, settings_class: type[C], build: Callable[[C, Clock], Awaitable[Service]]) -> None:
-    """Run a service until SIGTERM or SIGINT. Ends with 2 on wrong settings and with 1 where it cannot listen."""
+    """Run a service until SIGTERM or SIGINT. Ends with 2 on wrong settings, with 1 where it cannot listen or reach."""
     settings = load(settings_class)
     owner = new_owner(name)
     telemetry.start_telemetry(name, owner, settings.telemetry)
