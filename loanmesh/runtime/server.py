@@ -21,6 +21,7 @@ from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
+from loanmesh.runtime.supervised import end_with_supervisor
 from loanmesh.runtime.validation import violations
 
 # A server span is an error only for these (OpenTelemetry RPC conventions): the others are the caller's doing.
@@ -64,6 +65,7 @@ async def _serve(name: str, settings: C, build: Callable[[C, Clock], Awaitable[S
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    end_with_supervisor(stopping.set)
     service = await build(settings, clock)
     server = make_server(settings.server, clock)
     for add, servicer in service.registrations:
