@@ -9,9 +9,11 @@ dialects differ: `{now}` (the database's clock, seconds since 1970), `{skip_lock
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -70,6 +72,8 @@ async def open_database(url: str) -> Database:
 _SQLITE_WORDS = {"{now}": "((julianday('now') - 2440587.5) * 86400.0)", "{skip_locked}": "", "{for_update}": ""}
 _Job = tuple[Callable[[], Script[Any]], "asyncio.Future[Any]"]
 _GROUP_MAX = 256
+BUSY_S = 10.0
+"""How long a writer waits for other processes on the same file, seconds. Beyond, the callers are told to come again."""
 
 
 class SqliteDatabase:
@@ -86,8 +90,8 @@ class SqliteDatabase:
         self._thread.start()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
+        connection = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         return connection
 
@@ -159,6 +163,16 @@ class SqliteDatabase:
                         future.set_result(value)
 
         self._loop.call_soon_threadsafe(set_all)
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # The one statement that does not wait for its turn by itself: several replicas may open a new file at once.
+    for _ in range(int(BUSY_S / 0.05)):
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        time.sleep(0.05)
+    connection.execute("PRAGMA journal_mode=WAL")
 
 
 def drive(script: Script[T], execute: Callable[[Statement], list[Row]]) -> T:
