@@ -152,7 +152,7 @@ class Mesh:
             await asyncio.gather(*(self._end(part) for name in stage for part in self.replicas[name]))
         if self._postgres:
             await self._end(self._postgres)
-        self._names.stop()
+        await self._names.stop()
         if self._lock:
             self._lock.close()
 

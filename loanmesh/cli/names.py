@@ -59,16 +59,22 @@ class NameServer(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.addresses: dict[str, list[str]] = {}
         self._transport: asyncio.DatagramTransport | None = None
+        self._closed = asyncio.Event()
 
     async def start(self, port: int) -> None:
         """Listen on 127.0.0.1, UDP. Raises OSError when the port is taken."""
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, ("127.0.0.1", port))
 
-    def stop(self) -> None:
-        """Answer no more."""
+    async def stop(self) -> None:
+        """Answer no more; the port is free when this returns."""
         if self._transport:
             self._transport.close()
+            await self._closed.wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed."""
+        self._closed.set()
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Answer a question; what is none is dropped, as a name server may."""
