@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import pytest
@@ -51,10 +52,8 @@ def test_other_names_do_not_exist() -> None:
 
 @given(binary(max_size=80))
 def test_whatever_comes_in_is_answered_or_refused(packet: bytes) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         assert answer(packet, REPLICAS.get)[:2] == packet[:2]
-    except ValueError:
-        pass
 
 
 def test_a_question_cut_short_is_refused() -> None:
