@@ -129,6 +129,7 @@ def up(
     """
     from loanmesh.cli.mesh import OWN_POSTGRES, CannotStart, Mesh, ports_from, read_replicas
     from loanmesh.runtime.clock import SystemClock
+    from loanmesh.runtime.supervised import end_with_supervisor
 
     console = _say(json_)
     if not 1 <= port_base <= 65531:
@@ -160,6 +161,7 @@ def up(
         stopping = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        end_with_supervisor(stopping.set)
         try:
             await mesh.start()
             if json_:
