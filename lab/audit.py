@@ -21,7 +21,8 @@ SELECT a.lender, a.id, a.revision, a.state, a.assessment, a.accepted_offer, a.ow
 FROM application a LEFT JOIN decision d ON d.application_id = a.id AND d.assessment = a.assessment ORDER BY a.id"""
 _DECISIONS = """
 SELECT a.lender, a.id, d.payload, e.profile FROM decision d JOIN application a ON a.id = d.application_id
-LEFT JOIN evidence e ON e.application_id = d.application_id AND e.assessment = d.assessment ORDER BY a.id, d.assessment"""
+LEFT JOIN evidence e ON e.application_id = d.application_id AND e.assessment = d.assessment
+ORDER BY a.id, d.assessment"""
 _EVENTS = """
 SELECT a.lender, a.id, e.seq, e.kind, e.details FROM event e JOIN application a ON a.id = e.application_id
 ORDER BY a.id, e.seq"""

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-
 import os
 import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,17 +208,27 @@ def _judge(
     ]
 
 
-async def chaos(plans: Sequence[Plan], with_drills: bool, clock: Clock, say: Say) -> list[Row]:
-    """All runs, one after the other."""
+async def chaos(plans: Sequence[Plan], with_drills: bool, keep: Path | None, clock: Clock, say: Say) -> list[Row]:
+    """All runs, one after the other. `keep`: where logs and databases stay; None: nowhere."""
     rows: list[Row] = []
     for plan in plans:
         say(f"{plan.database}: {plan.applications} applications, {plan.faults} faults, seed {plan.seed}")
-        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-            rows += await run(plan, Path(folder), clock, say)
+        with _folder(keep, plan.database) as folder:
+            rows += await run(plan, folder, clock, say)
     if with_drills:
-        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-            rows += await drills.run(Path(folder), clock, say)
+        with _folder(keep, "drills") as folder:
+            rows += await drills.run(folder, clock, say)
     return rows
+
+
+@contextmanager
+def _folder(keep: Path | None, name: str) -> Iterator[Path]:
+    if keep:
+        (keep / name).mkdir(parents=True)
+        yield keep / name
+    else:
+        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+            yield Path(folder)
 
 
 def main() -> None:
@@ -230,6 +239,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
     parser.add_argument("--database", choices=("sqlite", "postgres", "both"), default="both")
     parser.add_argument("--no-drills", action="store_true", help="leave out pauses, kills and restarts under measure")
+    parser.add_argument("--keep", type=Path, help="new folder in which logs and databases stay, to look at")
     parser.add_argument("--out", type=Path, default=Path("build/chaos.json"))
     asked = parser.parse_args()
     databases = ("sqlite", "postgres") if asked.database == "both" else (asked.database,)
@@ -237,14 +247,14 @@ def main() -> None:
         Plan(database, asked.applications // len(databases), asked.faults // len(databases), asked.seed)
         for database in databases
     ]
-    started = SystemClock()
-    zero = started.monotonic()
+    clock = SystemClock()
+    started = clock.monotonic()
 
     def say(line: str) -> None:
-        print(f"{started.monotonic() - zero:6.1f} s  {line}", file=sys.stderr, flush=True)
+        print(f"{clock.monotonic() - started:6.1f} s  {line}", file=sys.stderr, flush=True)
 
     try:
-        rows = asyncio.run(chaos(plans, not asked.no_drills, started, say))
+        rows = asyncio.run(chaos(plans, not asked.no_drills, asked.keep, clock, say))
     except KeyboardInterrupt:
         say(f"stopped; nothing is left running. Seed {asked.seed}")
         sys.exit(130)
