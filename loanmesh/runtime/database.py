@@ -14,7 +14,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -211,13 +211,22 @@ _POSTGRES_WORDS = {
     "{skip_locked}": "FOR UPDATE SKIP LOCKED",
     "{for_update}": "FOR UPDATE",
 }
-_UNREACHABLE = (
+# What passes by itself, so that the same may be sent again: connections that break or are refused, a server that shuts
+# down or starts up, space or memory that ran out, deadlocks, and a driver that lost track of a connection.
+_COME_AGAIN = (
     OSError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.InterfaceError,
     TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.exceptions.InsufficientResourcesError,
+    asyncpg.exceptions.TransactionRollbackError,
+    asyncpg.exceptions.PostgresSystemError,
+    asyncpg.ReadOnlySQLTransactionError,
 )
+ACQUIRE_S = 10.0
+"""How long a caller waits for a free connection, seconds."""
 
 
 class PostgresDatabase:
@@ -233,17 +242,18 @@ class PostgresDatabase:
             pool = await asyncpg.create_pool(
                 url, min_size=1, max_size=connections, command_timeout=10, server_settings={"synchronous_commit": "on"}
             )
-        except _UNREACHABLE as error:
+        except _COME_AGAIN as error:
             raise DependencyDown(f"PostgreSQL does not answer: {type(error).__name__}") from error
         return cls(pool)
 
     async def run(self, script: Callable[[], Script[T]]) -> T:
         """Run a script in one transaction."""
-        try:
-            async with self._pool.acquire(timeout=10) as connection, connection.transaction():
+
+        async def use(connection: Any) -> T:
+            async with connection.transaction():
                 return await self._drive(connection, script())
-        except (asyncpg.DiskFullError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, *_UNREACHABLE) as error:
-            raise DependencyDown(f"the database cannot be written: {type(error).__name__}") from error
+
+        return await self._with_connection("written", use)
 
     async def _drive(self, connection: Any, script: Script[T]) -> T:
         try:
@@ -256,11 +266,29 @@ class PostgresDatabase:
 
     async def read(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
         """Read committed rows."""
+
+        async def use(connection: Any) -> list[Row]:
+            return [tuple(row) for row in await connection.fetch(_postgres_text(sql), *params)]
+
+        return await self._with_connection("read", use)
+
+    async def _with_connection(self, what: str, use: Callable[[Any], Awaitable[T]]) -> T:
         try:
-            async with self._pool.acquire(timeout=10) as connection:
-                return [tuple(row) for row in await connection.fetch(_postgres_text(sql), *params)]
-        except (asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, *_UNREACHABLE) as error:
-            raise DependencyDown(f"the database cannot be read: {type(error).__name__}") from error
+            connection = await self._pool.acquire(timeout=ACQUIRE_S)
+            # A caller that is cancelled leaves it running to its end: cancelled in the middle of a statement, the
+            # driver now and then gives a connection back to the pool that is still busy with it.
+            return await asyncio.shield(asyncio.create_task(self._use(connection, use)))
+        except _COME_AGAIN as error:
+            raise DependencyDown(f"the database cannot be {what}: {type(error).__name__}") from error
+
+    async def _use(self, connection: Any, use: Callable[[Any], Awaitable[T]]) -> T:
+        try:
+            return await use(connection)
+        except asyncpg.InternalClientError:
+            connection.terminate()  # Nobody knows what it is in the middle of.
+            raise
+        finally:
+            await self._pool.release(connection)
 
     async def close(self) -> None:
         """Close the pool."""
