@@ -27,6 +27,7 @@ from aiohttp import web
 from lab.identity import PERSONS_MAX, REAL_FIRMS_FROM, firm_index, person_index
 from lab.population import SOURCES, Kind, Population
 from loanmesh.runtime.clock import Clock, SystemClock
+from loanmesh.runtime.supervised import end_with_supervisor
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    end_with_supervisor(stopping.set)
     await stopping.wait()
     await runner.cleanup()
 

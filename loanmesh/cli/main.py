@@ -103,35 +103,64 @@ def up(
     port_base: Annotated[
         int, typer.Option(envvar="LOANMESH_PORT_BASE", help="First of five consecutive ports.")
     ] = 7401,
+    replicas: Annotated[
+        list[str] | None, typer.Option(help="How many of each service, e.g. intake=2,bureau=2. May be repeated.")
+    ] = None,
+    database: Annotated[
+        str,
+        typer.Option(
+            envvar="LOANMESH_DATABASE",
+            help="`postgres` starts one in the state folder; `postgresql://...` names one; else SQLite files.",
+        ),
+    ] = "",
     json_: Json = False,
 ) -> None:
     """Run the whole mesh on this machine until Ctrl-C; a second `up` on the same state goes on where the first ended.
 
-    Example: `loanmesh up --state ./var --port-base 7501`
+    Example: `loanmesh up --state ./var --port-base 7501 --replicas intake=2,bureau=2 --database postgres`
     """
-    from loanmesh.cli.mesh import CannotStart, Mesh, ports_from
+    from loanmesh.cli.mesh import OWN_POSTGRES, CannotStart, Mesh, ports_from, read_replicas
     from loanmesh.runtime.clock import SystemClock
+    from loanmesh.runtime.supervised import end_with_supervisor
 
     console = _say(json_)
     _check_state(console, state)
     if not 1 <= port_base <= 65531:
         console.print("[red]--port-base[/] must be 1 to 65531")
         raise typer.Exit(USAGE)
+    if database and database != OWN_POSTGRES and not database.startswith(("postgresql://", "postgres://")):
+        console.print(f"[red]--database[/] must be {OWN_POSTGRES} or postgresql://..., not {escape(database)!r}")
+        raise typer.Exit(USAGE)
+    try:
+        counts = read_replicas(replicas or [])
+    except ValueError as error:
+        console.print(f"[red]--replicas[/] {escape(str(error))}")
+        raise typer.Exit(USAGE) from error
 
     async def serve() -> None:
-        mesh = Mesh(
-            state, data, ports_from(port_base), SystemClock(), lambda line: console.print(f"[dim]{escape(line)}[/]")
-        )
+        try:
+            mesh = Mesh(
+                state,
+                data,
+                ports_from(port_base),
+                SystemClock(),
+                lambda line: console.print(f"[dim]{escape(line)}[/]"),
+                replicas=counts,
+                database=database,
+            )
+        except CannotStart as error:
+            console.print(f"[red]cannot start[/]: {escape(str(error))}")
+            raise typer.Exit(FAILED) from error
         stopping = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        end_with_supervisor(stopping.set)
         try:
             await _unless(stopping, mesh.start())
             if json_:
                 print(json.dumps(mesh.ready_line()), flush=True)
             else:
-                for part in mesh.parts.values():
-                    console.print(f"  {part.name:8} {part.address}  pid {part.process.pid if part.process else '-'}")
+                console.print(_replica_lines(mesh.ready_line()))
                 console.print(f"[green]ready[/]; state in {state}. Try: loanmesh submit FILE. Ctrl-C stops.")
             await stopping.wait()
             console.print("stopping ...")
@@ -154,6 +183,44 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> N
         await asyncio.wait((working,))
         raise typer.Exit(INTERRUPTED)
     await working
+
+
+@app.command()
+def scale(
+    replicas: Annotated[list[str] | None, typer.Argument(help="SERVICE=N, several if you like.")] = None,
+    state: State = _default_state(),  # noqa: B008  A path, computed once a process.
+    json_: Json = False,
+) -> None:
+    """Add or remove replicas of a running mesh, while it works; without arguments, show what runs.
+
+    Example: `loanmesh scale intake=3 bureau=2`
+    """
+    from loanmesh.cli import control
+    from loanmesh.cli.mesh import read_replicas
+
+    complain = Console(stderr=True, highlight=False)
+    try:
+        answer = _run(control.ask(state, read_replicas(replicas or [])))
+    except ValueError as error:
+        complain.print(f"[red]SERVICE=N[/] {escape(str(error))}")
+        raise typer.Exit(USAGE) from error
+    except control.NoMesh as error:
+        complain.print(f"[red]not reachable[/]: {escape(str(error))}; `loanmesh up` starts one, --state names another")
+        raise typer.Exit(UNREACHABLE) from error
+    if json_:
+        print(json.dumps(answer))
+    else:
+        _say(False).print(_replica_lines(answer))
+    if "error" in answer:
+        complain.print(f"[red]not scaled[/]: {escape(str(answer['error']))}")
+        raise typer.Exit(FAILED)
+
+
+def _replica_lines(ready: dict[str, Any]) -> str:
+    rows = [
+        f"  {one['name']:10} {one['address']}  pid {one['pid']}" for all_ in ready["replicas"].values() for one in all_
+    ]
+    return "\n".join([*rows, f"  all of intake, those to come too: {ready['targets']['intake']}"])
 
 
 @app.command()

@@ -24,6 +24,7 @@ from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.setting_rules import refusing
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
+from loanmesh.runtime.supervised import end_with_supervisor
 from loanmesh.runtime.validation import violations
 from loanmesh.runtime.vitals import Vitals
 
@@ -73,6 +74,7 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    end_with_supervisor(stopping.set)
     service = await build(settings, clock)
     server = make_server(settings.server, clock)
     for add, servicer in service.registrations:
