@@ -75,7 +75,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         clock,
         batch_max=settings.work.batch_max,
         batches=settings.work.batches_in_flight,
-        held_max=settings.work.held_max,
+        held_max=settings.work.held_max if settings.work.decides else 0,
         lease_s=settings.lease.duration_s,
         poll_s=settings.lease.poll_s,
         settled=settled,
@@ -92,7 +92,8 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         lambda: new_uuid7(clock),
         settings.work.accepts_waiting_max,
     )
-    worker.start()
+    if settings.work.decides:
+        worker.start()
     watch.start()
 
     async def close() -> None:

@@ -30,6 +30,8 @@ class Work(BaseModel, frozen=True, extra="forbid"):
     """Applications held in memory; beyond, they wait in the store."""
     accepts_waiting_max: Annotated[int, Field(ge=1)] = 4096
     """Submits that wait for the disk; beyond, callers are asked to come again."""
+    decides: bool = True
+    """Whether this replica decides. False: it only accepts and answers, and leaves deciding to the others."""
 
 
 class Due(BaseModel, frozen=True, extra="forbid"):
