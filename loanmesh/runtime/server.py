@@ -19,6 +19,7 @@ from opentelemetry import metrics, propagate, trace
 from loanmesh.runtime import deadline, telemetry
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
+from loanmesh.runtime.profile import profiled
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
 from loanmesh.runtime.validation import violations
@@ -86,7 +87,8 @@ async def _serve(name: str, settings: C, build: Callable[[C, Clock], Awaitable[S
         await healthy.set(watched_name, health_pb2.HealthCheckResponse.SERVING)
     host = settings.server.listen.rsplit(":", 1)[0]
     print(json.dumps({"ready": name, "address": f"{host}:{port}"}), flush=True)
-    await stopping.wait()
+    with profiled(name):
+        await stopping.wait()
     for watched_name in watched:
         if watched_name != "liveness":
             await healthy.set(watched_name, health_pb2.HealthCheckResponse.NOT_SERVING)
