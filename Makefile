@@ -28,8 +28,8 @@ format: $(READY) ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Decided applications a second beside a bare chain of four empty services
-	@$(BIN)/python -m benchmarks.chain
+bench: $(READY) ## Ours and its rivals side by side: make bench [ONLY=core,goodput] [QUICK=1]
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
 
 firms: $(READY) ## Decide the 302 real firms: make firms DATA=folder
 	@$(BIN)/loanmesh decide-firms $(DATA)

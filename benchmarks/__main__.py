@@ -20,13 +20,14 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import core, profile
+from benchmarks import core, goodput, profile
 from benchmarks.bench import Bench, Found, Row, as_json, verdict
 from benchmarks.machine import pin, share_out
 from loanmesh.runtime.clock import SystemClock
 
 SECTIONS: dict[str, tuple[str, Callable[[Bench], Awaitable[Found]]]] = {
     "core": ("What one application costs, beside a bare chain", core.measure),
+    "goodput": ("Goodput against offered load", goodput.measure),
     "profile": ("Where the CPU goes", profile.measure),
 }
 OUT = Path("build/bench.json")

@@ -184,6 +184,11 @@ def test_late_and_failed_ones_are_not_in_time() -> None:
     assert found.in_time_a_second == 3.5
 
 
+def test_what_is_answered_after_the_last_arrival_is_no_rate_that_was_kept_up() -> None:
+    found = summarise([a_record(1.0, at_s=0.5), a_record(1.0, at_s=1.5)], seconds=2, deadline_s=2)
+    assert (found.in_time, found.in_time_a_second) == (2, 0.5)
+
+
 def test_percentiles_are_values_that_happened() -> None:
     found = summarise([a_record(i / 1000) for i in range(1, 101)], 1, 2)
     assert (found.p50_ms, found.p90_ms, found.p99_ms, found.max_ms) == (50, 90, 99, 100)
