@@ -20,7 +20,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import core, goodput, profile
+from benchmarks import core, durable, goodput, profile
 from benchmarks.bench import Bench, Found, Row, as_json, verdict
 from benchmarks.machine import pin, share_out
 from loanmesh.runtime.clock import SystemClock
@@ -28,6 +28,7 @@ from loanmesh.runtime.clock import SystemClock
 SECTIONS: dict[str, tuple[str, Callable[[Bench], Awaitable[Found]]]] = {
     "core": ("What one application costs, beside a bare chain", core.measure),
     "goodput": ("Goodput against offered load", goodput.measure),
+    "durable": ("Beside engines for durable workflows", durable.measure),
     "profile": ("Where the CPU goes", profile.measure),
 }
 OUT = Path("build/bench.json")
