@@ -35,6 +35,8 @@ class State(StrEnum):
     EXPIRED = "EXPIRED"
 
 
+CLOCK_SKEW_S = 300.0
+"""How far ahead a caller's clock may run."""
 FINAL = frozenset({State.DECIDED, State.OFFER_ACCEPTED, State.WITHDRAWN, State.EXPIRED})
 """States in which a watcher need not wait for a decision any more."""
 
@@ -77,6 +79,8 @@ class New:
     priority: int
     channel: str
     created_at: float
+    traceparent: str = ""
+    """W3C trace context of the call that brought it; '' where it is not traced."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class Claim:
     payload: bytes
     waiting_for: str
     created_at: float
+    priority: int = 1
+    not_before: float = 0.0
+    """Its place in the queue: when it came, or may be looked at again, by the database's clock."""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,16 @@ class Snapshot:
     created_at: float
     updated_at: float
     decision: bytes | None
+    priority: int = 1
+
+
+def as_stored(new: New) -> Snapshot:
+    """A new application as it stands right after it was stored."""
+    return Snapshot(
+        id=new.id, lender=new.lender, payload=new.payload, state=State.PENDING, not_before=0.0, waiting_for=(),
+        missing=(), due_at=None, assessment=1, accepted_offer="", revision=1, created_at=new.created_at,
+        updated_at=new.created_at, decision=None, priority=new.priority,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,9 +176,9 @@ def inputs_of(application: Application) -> Application:
     return copy
 
 
-def digest(message: Message) -> str:
-    """SHA-256 of what a message says, hexadecimal."""
-    return hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()
+def digest(said: bytes) -> str:
+    """SHA-256 of a message in its deterministic form, hexadecimal."""
+    return hashlib.sha256(said).hexdigest()
 
 
 def unsound(application: Application, now: dt.datetime) -> Iterator[tuple[str, str]]:
@@ -177,12 +195,13 @@ def unsound(application: Application, now: dt.datetime) -> Iterator[tuple[str, s
         # The value is personal data: the rule is named, never the value.
         elif not (valid_resident_id if person else valid_credit_code)(party.identity.value):
             yield f"{where}.value", "check character does not fit the number"
+    latest_s = now.timestamp() + CLOCK_SKEW_S
     for index, consent in enumerate(application.consents):
         where = f"application.consents[{index}]"
-        given = consent.given_time.ToDatetime(dt.UTC)
-        if given > now + dt.timedelta(minutes=5):
+        given_s = consent.given_time.seconds
+        if given_s > latest_s:
             yield f"{where}.given_time", "must not lie in the future"
-        if consent.HasField("expire_time") and consent.expire_time.ToDatetime(dt.UTC) < given:
+        if consent.HasField("expire_time") and consent.expire_time.seconds < given_s:
             yield f"{where}.expire_time", "must not be before given_time"
 
 

@@ -146,8 +146,9 @@ async def _ask(
     try:
         answers = await call()
     except grpc.aio.AioRpcError as error:
-        overloaded = error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        return [Unavailable(f"{service}_{'overloaded' if overloaded else 'unavailable'}")] * count
+        if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return [Unavailable(f"{service}_overloaded", overloaded=True)] * count
+        return [Unavailable(f"{service}_unavailable")] * count
     if len(answers) != count:
         return [Unavailable(f"{service}_error")] * count
     return [_unpack(service, answer) if isinstance(answer, Status) else answer for answer in answers]

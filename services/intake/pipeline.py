@@ -33,6 +33,8 @@ from services.intake.ports import (
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 20.0
 _COMPLETE = frozenset({SourceReport.STATE_FRESH, SourceReport.STATE_NOT_FOUND})
+_TOO_BUSY = frozenset({"overloaded", "bulkhead_full"})
+"""Words of the bureau for a source that was asked too much; it is well otherwise."""
 _OUTCOMES = {
     Pricing.OUTCOME_APPROVED: Decision.OUTCOME_APPROVED,
     Pricing.OUTCOME_COUNTER_OFFER: Decision.OUTCOME_COUNTER_OFFER,
@@ -62,8 +64,8 @@ class Pipeline:
         self._dice = dice
         self._information_days = information_days
 
-    async def decide_batch(self, claims: Sequence[Claim]) -> set[str]:
-        """Take a batch as far as evidence allows and commit it; the ids that were committed.
+    async def decide_batch(self, claims: Sequence[Claim]) -> dict[str, Result]:
+        """Take a batch as far as evidence allows and commit it; what was committed, by application id.
 
         Each application goes its own way: one that a stage cannot answer for drops out as deferred or awaiting
         information, and none is ever declined for it. Raises DependencyDown when the store cannot commit; the leases
@@ -75,7 +77,8 @@ class Pipeline:
         cases = await self._stage(cases, self._scoring.score, _set_score, results)
         cases = await self._stage(cases, self._pricing.price, _set_pricing, results)
         results.extend(self._conclude(case) for case in cases)
-        return await self._store.settle(results)
+        committed = await self._store.settle(results)
+        return {result.claim.id: result for result in results if result.claim.id in committed}
 
     def _open(self, claim: Claim) -> Case:
         application = Application.FromString(claim.payload)
@@ -169,7 +172,9 @@ class Pipeline:
                 case, [{"field": "consents", "source": source, "reason": "CONSENT_MISSING"} for source in unconsented]
             )
         waiting_for = tuple(f"source_missing:{source}" for source in gap.missing_sources) or (gap.cause,)
-        return Deferred(case.claim, waiting_for, self._retry_s(case, gap, absent), self._clock.now().timestamp())
+        overloaded = gap.overloaded or (bool(absent) and all(r.missing_cause in _TOO_BUSY for r in absent))
+        retry_s = 0.0 if overloaded else self._retry_s(case, gap, absent)
+        return Deferred(case.claim, waiting_for, retry_s, self._clock.now().timestamp(), overloaded)
 
     def _retry_s(self, case: Case, gap: Unavailable, absent: Iterable[SourceReport]) -> float:
         """When to look again: when the last of the missing sources may be back, else after a jittered backoff."""

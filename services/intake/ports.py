@@ -24,6 +24,8 @@ class Unavailable:
     """When to try again; None: after the usual backoff."""
     missing_sources: tuple[str, ...] = ()
     """Sources whose absence is the reason."""
+    overloaded: bool = False
+    """Whether it was asked too much, and nothing is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Deferred:
     waiting_for: tuple[str, ...]
     retry_s: float
     at: float
+    overloaded: bool = False
+    """Turned away as too much at once: it keeps its place in the queue, and the worker slows down."""
 
 
 @dataclass(frozen=True)

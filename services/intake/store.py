@@ -17,21 +17,25 @@ from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import Database, Row, Script, Statement
 from loanmesh.runtime.errors import InvalidRequest, NotFound, RequestIdConflict
 from services.intake.application import Claim, Happening, New, Snapshot, State, Stored, chain
+from services.intake.held import AGED_SHARE
 from services.intake.ports import Awaiting, Decided, Deferred, Result
 
 _INSERT = """
 INSERT INTO application (id, lender, client_id, request_id, payload, payload_hash, priority, channel, created_at,
-  updated_at, owner, fence, lease_until, attempts, not_before, event_hash,
-  state, waiting_for, missing, assessment, accepted_offer, revision)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, {now} + ?, 1, ?, ?, 'PENDING', '[]', '[]', 1, '', 1)
-ON CONFLICT (lender, client_id, request_id) DO NOTHING RETURNING id"""
+  updated_at, traceparent, owner, lease_until, event_hash, not_before,
+  fence, attempts, state, waiting_for, missing, assessment, accepted_offer, revision)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now} + ?, ?, {now}, 1, 1, 'PENDING', '[]', '[]', 1, '', 1)
+ON CONFLICT (lender, client_id, request_id) DO NOTHING RETURNING id, not_before"""
 _FIND = "SELECT id, payload_hash FROM application WHERE lender = ? AND client_id = ? AND request_id = ?"
 _CLAIM = """
 UPDATE application SET owner = ?, fence = fence + 1, attempts = attempts + 1, lease_until = {now} + ?
 WHERE id IN (SELECT id FROM application
   WHERE state = 'PENDING' AND not_before <= {now} AND (owner IS NULL OR lease_until < {now})
-  ORDER BY priority, not_before LIMIT ? {skip_locked})
-RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at"""
+  ORDER BY {order} LIMIT ? {skip_locked})
+RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at, priority,
+  not_before, traceparent"""
+_CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
+_CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
 _RENEW = """
 UPDATE application SET lease_until = {now} + ? WHERE id = ? AND fence = ? AND owner = ? AND state = 'PENDING'
 RETURNING id"""
@@ -46,7 +50,8 @@ UPDATE application SET state = 'AWAITING_INFORMATION', missing = ?, due_at = ?, 
   waiting_for = '[]', revision = revision + 1, event_hash = ?, updated_at = ?
 WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
 _DEFER = """
-UPDATE application SET owner = NULL, lease_until = NULL, not_before = {now} + ?, waiting_for = ?,
+UPDATE application SET owner = NULL, lease_until = NULL, waiting_for = ?,
+  not_before = CASE WHEN ? = 1 THEN not_before ELSE {now} + ? END,
   revision = revision + ?, event_hash = ?, updated_at = ?
 WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
 _INSERT_EVENT = "INSERT INTO event (application_id, seq, kind, at, actor, details, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -56,7 +61,7 @@ _INSERT_EVIDENCE = """
 INSERT INTO evidence (application_id, assessment, profile, score, pricing) VALUES (?, ?, ?, ?, ?)"""
 _SNAPSHOT = """
 SELECT a.id, a.lender, a.payload, a.state, a.not_before, a.waiting_for, a.missing, a.due_at, a.assessment,
-  a.accepted_offer, a.revision, a.created_at, a.updated_at, d.payload, a.event_hash
+  a.accepted_offer, a.revision, a.created_at, a.updated_at, d.payload, a.priority
 FROM application a LEFT JOIN decision d ON d.application_id = a.id AND d.assessment = a.assessment """
 _LOCK = "SELECT revision, event_hash, state, payload FROM application WHERE id = ? AND lender = ? {for_update}"
 _FIND_REQUEST = "SELECT payload_hash FROM request WHERE application_id = ? AND request_id = ?"
@@ -64,7 +69,9 @@ _INSERT_REQUEST = "INSERT INTO request (application_id, request_id, payload_hash
 _OVERDUE = """
 SELECT id, revision, event_hash, state FROM application
 WHERE due_at IS NOT NULL AND due_at < {now} AND state IN ('AWAITING_INFORMATION', 'DECIDED') LIMIT 100 {skip_locked}"""
-_BACKLOG = "SELECT count(*) FROM application WHERE state = 'PENDING' AND not_before <= {now}"
+_BACKLOG = """
+SELECT priority, CAST(not_before AS BIGINT), count(*), count(DISTINCT owner) FROM application
+WHERE state = 'PENDING' AND not_before <= {now} GROUP BY 1, 2 ORDER BY 1, 2"""
 _EVENTS = """
 SELECT seq, kind, at, actor, details, hash FROM event WHERE application_id = ? AND seq > ? ORDER BY seq LIMIT ?"""
 
@@ -96,11 +103,11 @@ class Store:
         def script() -> Script[list[Stored]]:
             rows = [
                 (n.id, n.lender, n.client_id, n.request_id, n.payload, n.payload_hash, n.priority, n.channel,
-                 n.created_at, n.created_at, self._owner if ours else None, self._lease_s if ours else 0.0,
-                 n.created_at if ours else 0.0, hashes[n.id])
+                 n.created_at, n.created_at, n.traceparent, self._owner if ours else None,
+                 self._lease_s if ours else 0.0, hashes[n.id])
                 for n, ours in batch
             ]  # fmt: skip
-            inserted = {row[0] for row in (yield Statement(_INSERT, rows))}
+            inserted = {row[0]: row[1] for row in (yield Statement(_INSERT, rows))}
             yield Statement(
                 _INSERT_EVENT, [_event_row(key, first[key], hashes[key]) for key in first if key in inserted]
             )
@@ -109,7 +116,10 @@ class Store:
             answers = []
             for new, ours in batch:
                 if new.id in inserted:
-                    claim = Claim(new.id, new.lender, 1, 1, 1, 1, hashes[new.id], new.payload, "[]", new.created_at)
+                    claim = Claim(
+                        new.id, new.lender, 1, 1, 1, 1, hashes[new.id], new.payload, "[]", new.created_at,
+                        new.priority, inserted[new.id], new.traceparent,
+                    )  # fmt: skip
                     answers.append(Stored(new.id, new.payload_hash, False, claim if ours else None))
                 else:
                     application_id, payload_hash = next(found)
@@ -119,12 +129,17 @@ class Store:
         return await self._database.run(script)
 
     async def claim(self, at_most: int) -> list[Claim]:
-        """Lease open applications that nobody holds, most urgent first."""
+        """Lease open applications that nobody holds: most urgent class first, but one in five by age alone."""
+        by_age = at_most // AGED_SHARE
 
         def script() -> Script[list[Row]]:
-            return (yield Statement(_CLAIM, [(self._owner, self._lease_s, at_most)]))
+            rows = yield Statement(_CLAIM_URGENT, [(self._owner, self._lease_s, at_most - by_age)])
+            if by_age and len(rows) == at_most - by_age:
+                rows += yield Statement(_CLAIM_OLDEST, [(self._owner, self._lease_s, by_age)])
+            return rows
 
-        return [Claim(*row) for row in await self._database.run(script)]
+        claims = [Claim(*row) for row in await self._database.run(script)]
+        return sorted(claims, key=lambda claim: (claim.priority, claim.not_before))
 
     async def renew(self, claims: Sequence[Claim]) -> set[str]:
         """Hold on to leases; the ids that are still ours."""
@@ -212,8 +227,8 @@ class Store:
         for r in results:
             event = events.get(r.claim.id)
             rows.append(
-                (r.retry_s, json.dumps(r.waiting_for), 1 if event else 0, event.hash if event else r.claim.event_hash,
-                 r.at, r.claim.id, r.claim.fence, r.claim.revision)
+                (json.dumps(r.waiting_for), 1 if r.overloaded else 0, r.retry_s, 1 if event else 0,
+                 event.hash if event else r.claim.event_hash, r.at, r.claim.id, r.claim.fence, r.claim.revision)
             )  # fmt: skip
         ours = {row[0] for row in (yield Statement(_DEFER, rows))}
         yield from _record(events, ours)
@@ -352,9 +367,12 @@ class Store:
         )
         return (rows[0][0], rows[0][1], rows[0][2], rows[0][3]) if rows else None
 
-    async def backlog(self) -> int:
-        """Applications that could be worked on now and are not decided."""
-        return int((await self._database.read(_BACKLOG))[0][0])
+    async def backlog(self) -> list[tuple[int, int, int, int]]:
+        """Applications that could be worked on now and are not decided, in the order of their turn.
+
+        Rows of (priority, second in which they came, how many, by how many replicas they are held).
+        """
+        return [(row[0], row[1], row[2], row[3]) for row in await self._database.read(_BACKLOG)]
 
     def _next(self, claim: Claim, kind: str, at: float, details: dict[str, str]) -> Happening:
         event = Happening(claim.revision + 1, kind, at, self._owner, details)
@@ -419,4 +437,5 @@ def _snapshot(row: Row) -> Snapshot:
         id=row[0], lender=row[1], payload=row[2], state=State(row[3]), not_before=row[4],
         waiting_for=tuple(json.loads(row[5])), missing=tuple(json.loads(row[6])), due_at=row[7], assessment=row[8],
         accepted_offer=row[9], revision=row[10], created_at=row[11], updated_at=row[12], decision=row[13],
+        priority=row[14],
     )  # fmt: skip

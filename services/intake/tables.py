@@ -40,6 +40,13 @@ class ApplicationRow(Table, table=True):
             sqlite_where=text("state = 'PENDING'"),
             postgresql_where=text("state = 'PENDING'"),
         ),
+        # One place in five goes by age alone.
+        Index(
+            "application_aged",
+            "not_before",
+            sqlite_where=text("state = 'PENDING'"),
+            postgresql_where=text("state = 'PENDING'"),
+        ),
         Index("application_listed", "lender", "created_at", "id"),
         Index(
             "application_due",
@@ -73,6 +80,7 @@ class ApplicationRow(Table, table=True):
     event_hash: str = Field(sa_column=_text())
     created_at: float = Field(sa_column=_seconds())
     updated_at: float = Field(sa_column=_seconds())
+    traceparent: str = Field(sa_column=Column(Text, nullable=False, server_default=""))
 
 
 class DecisionRow(Table, table=True):

@@ -200,4 +200,5 @@ def test_migrations_lead_to_the_tables_of_the_code_and_back(database_url: str) -
 async def test_the_store_runs_on_the_systems_clock_too(database: Database) -> None:
     store = Store(database, SystemClock(), "a", 5.0)
     await store.accept([(new(1), False)])
-    assert await store.backlog() == 1
+    ((priority, _, count, replicas),) = await store.backlog()
+    assert (priority, count, replicas) == (1, 1, 0)
