@@ -20,7 +20,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import core, durable, goodput, profile
+from benchmarks import core, durable, goodput, profile, promotion
 from benchmarks.bench import Bench, Found, Row, as_json, verdict
 from benchmarks.machine import pin, share_out
 from loanmesh.runtime.clock import SystemClock
@@ -29,6 +29,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], Awaitable[Found]]]] = {
     "core": ("What one application costs, beside a bare chain", core.measure),
     "goodput": ("Goodput against offered load", goodput.measure),
     "durable": ("Beside engines for durable workflows", durable.measure),
+    "promotion": ("A promotion", promotion.measure),
     "profile": ("Where the CPU goes", profile.measure),
 }
 OUT = Path("build/bench.json")

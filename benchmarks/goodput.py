@@ -7,7 +7,6 @@ acknowledged is decided; that wait is part of what is shown.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +18,15 @@ from lending.intake.v1.intake_service_pb2_grpc import IntakeServiceStub
 from benchmarks import ours, pictures
 from benchmarks.bench import Bench, Found, Row, at_least, figure, table
 from benchmarks.core import IN_FLIGHT
+from benchmarks.generator import DEADLINE_S, traffic
 from benchmarks.load import closed_loop
-from benchmarks.machine import output_of
 from benchmarks.naive.mesh import plain_mesh
 from lab.population import Population
 from loanmesh.client import Client
 from loanmesh.runtime.clock import new_request_id
 
 FACTORS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
-DEADLINE_S = 2.0
-CLIENTS = 50
 SUBJECTS = 300
-COUNT_MAX = 100_000
 DRAINED_WITHIN_S = 300.0
 
 
@@ -65,19 +61,6 @@ async def measure(bench: Bench) -> Found:
     )
 
 
-async def traffic(bench: Bench, address: str, *options: str, module: str = "lab.traffic", seconds: float) -> Any:
-    """Run the generator on its own core; its report."""
-    asked = ("-m", module, address, "--json", "--seed", str(bench.seed), "--seconds", f"{seconds:g}", *options)
-    # Making applications, the arrivals, and the slowest answers.
-    return json.loads(await output_of(*asked, cores=bench.cores.outside, within_s=120 + 3 * seconds))
-
-
-def _options(rate: float) -> tuple[str, ...]:
-    named = {"rate": f"{rate:.2f}", "deadline-s": f"{DEADLINE_S:g}", "clients": str(CLIENTS),
-             "subjects": str(SUBJECTS), "count-max": str(COUNT_MAX)}  # fmt: skip
-    return tuple(part for name, value in named.items() for part in (f"--{name}", value))
-
-
 async def _steps(bench: Bench, peak: float, run: Callable[[float], Awaitable[tuple[Any, float]]]) -> list[Step]:
     steps = []
     for factor in FACTORS if not bench.quick else (0.5, 3.0):
@@ -93,7 +76,7 @@ async def _ours(bench: Bench) -> list[Step]:
         Client(mesh.parts["intake"].address) as client,
     ):
         address = mesh.parts["intake"].address
-        await traffic(bench, address, *_options(100), seconds=SUBJECTS / 100)  # Fills bureau's cache.
+        await traffic(bench, address, rate=100, seconds=SUBJECTS / 100, subjects=SUBJECTS)  # Fills bureau's cache.
         prepared = ours.prepare(Population(bench.seed), 0, 100, clock)
         probe = await closed_loop(
             {}, bench.size(3000, 200), IN_FLIGHT, lambda index: client.submit(prepared[index % 100]), clock
@@ -101,11 +84,11 @@ async def _ours(bench: Bench) -> list[Step]:
         await ours.all_decided(client, clock, DRAINED_WITHIN_S)
 
         async def run(rate: float) -> tuple[Any, float]:
-            report = await traffic(bench, address, *_options(rate), seconds=seconds)
+            played = await traffic(bench, address, rate=rate, seconds=seconds, subjects=SUBJECTS)
             started = clock.monotonic()
             await ours.all_decided(client, clock, DRAINED_WITHIN_S)
             bench.say(f"goodput: ours at {rate:.0f}/s done")
-            return report, clock.monotonic() - started
+            return played.report, clock.monotonic() - started
 
         return await _steps(bench, probe.a_second, run)
 
@@ -114,7 +97,7 @@ async def _plain(bench: Bench, tries: int) -> list[Step]:
     seconds = bench.size(12, 1)
     async with plain_mesh(bench) as (address, _), grpc.aio.insecure_channel(address) as channel:
         module = "benchmarks.naive.traffic"
-        await traffic(bench, address, *_options(50), module=module, seconds=SUBJECTS / 50)
+        await traffic(bench, address, module=module, rate=50, seconds=SUBJECTS / 50, subjects=SUBJECTS)
         stub = IntakeServiceStub(channel)
         prepared = ours.prepare(Population(bench.seed), 0, 100, bench.clock)
 
@@ -128,8 +111,10 @@ async def _plain(bench: Bench, tries: int) -> list[Step]:
         probe = await closed_loop({}, bench.size(1500, 100), IN_FLIGHT, decide, bench.clock)
 
         async def run(rate: float) -> tuple[Any, float]:
-            options = (*_options(rate), "--tries", str(tries))
-            return await traffic(bench, address, *options, module=module, seconds=seconds), 0.0
+            played = await traffic(
+                bench, address, module=module, rate=rate, seconds=seconds, subjects=SUBJECTS, tries=tries
+            )
+            return played.report, 0.0
 
         return await _steps(bench, probe.a_second, run)
 

@@ -104,8 +104,8 @@ async def decide_many(client: Client, applications: Sequence[Application], clock
     await all_decided(client, clock, DECIDED_WITHIN_S)
 
 
-async def all_decided(client: Client, clock: Clock, within_s: float) -> None:
+async def all_decided(client: Client, clock: Clock, within_s: float, poll_s: float = POLL_S) -> None:
     """Wait until nothing is pending. Raises TimeoutError."""
     async with asyncio.timeout(within_s):
         while (await client.list(filter="state = PENDING", page_size=1)).applications:
-            await clock.sleep(POLL_S)
+            await clock.sleep(poll_s)

@@ -124,8 +124,8 @@ class Answer:
 
     outcome: str
     name: str = ""
-    estimate_s: float | None = None
-    """Seconds until the decision, as estimated; None where it is decided already."""
+    estimate_at: float | None = None
+    """When it will be decided, as estimated, seconds since 1970; None where it is decided already."""
 
 
 @dataclass(frozen=True)
@@ -250,21 +250,22 @@ def report(records: Sequence[Record], seconds: float, deadline_s: float) -> dict
 # --- The clients ---
 
 
-def prepare(population: Population, first: int, count: int, clock: Clock) -> dict[str, list[Application]]:
-    """Applications of subjects first to first + count - 1, by class: every third subject is a firm."""
-    made: dict[str, list[Application]] = {kind: [] for kind in CLASSES}
+def prepare(asked: argparse.Namespace, population: Population, clock: Clock) -> dict[str, list[Application]]:
+    """Applications of the subjects asked for, by class: every third subject is a firm."""
+    made: dict[str, list[Application]] = {kind: [] for kind in asked.mix}
+    first, count = asked.first_subject, asked.subjects
     for index in range(first, first + count):
         read = population.application("firm" if index % 3 == 2 else "person", index, clock.now())
         application = json_format.ParseDict(read, Application())
-        for kind, priority in CLASSES.items():
+        for kind in asked.mix:
             one = Application()
             one.CopyFrom(application)
-            one.priority = priority
+            one.priority = CLASSES[kind]
             made[kind].append(one)
     return made
 
 
-def sender(clients: Sequence[Client], prepared: Mapping[str, Sequence[Application]], clock: Clock) -> Send:
+def sender(clients: Sequence[Client], prepared: Mapping[str, Sequence[Application]]) -> Send:
     """Sends with one client after another."""
 
     async def send(number: int, arrival: Arrival) -> Answer:
@@ -273,12 +274,10 @@ def sender(clients: Sequence[Client], prepared: Mapping[str, Sequence[Applicatio
             stored = await clients[number % len(clients)].submit(applications[number % len(applications)])
         except CallFailed as error:
             return Answer(error.code)
-        except Unreachable:
-            return Answer("unreachable")
-        estimate_s = None
-        if stored.HasField("estimate_time"):
-            estimate_s = stored.estimate_time.ToNanoseconds() / 1e9 - clock.now().timestamp()
-        return Answer(OK, stored.name, estimate_s)
+        except Unreachable as error:
+            return Answer(type(error).__name__.lower())
+        estimate_at = stored.estimate_time.ToNanoseconds() / 1e9 if stored.HasField("estimate_time") else None
+        return Answer(OK, stored.name, estimate_at)
 
     return send
 
@@ -350,7 +349,7 @@ def publish(records: Sequence[Record], asked: argparse.Namespace) -> None:
 async def run(asked: argparse.Namespace, clock: Clock) -> list[Record]:
     """Make the applications, connect the clients, play the arrivals."""
     arriving = due(asked)
-    prepared = prepare(Population(), asked.first_subject, asked.subjects, clock)
+    prepared = prepare(asked, Population(), clock)
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(
@@ -360,7 +359,7 @@ async def run(asked: argparse.Namespace, clock: Clock) -> list[Record]:
         ]
         await asyncio.gather(*(client.list(page_size=1) for client in clients))
         settle_memory()
-        return await play(arriving, sender(clients, prepared, clock), clock, asked.in_flight_max)
+        return await play(arriving, sender(clients, prepared), clock, asked.in_flight_max)
 
 
 def settle_memory() -> None:

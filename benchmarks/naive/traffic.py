@@ -66,7 +66,7 @@ def plain_sender(
 async def run(asked: argparse.Namespace, clock: Clock) -> list[Record]:
     """Make the applications, connect the clients, play the arrivals."""
     arriving = due(asked)
-    prepared = prepare(Population(), asked.first_subject, asked.subjects, clock)
+    prepared = prepare(asked, Population(), clock)
     async with AsyncExitStack() as stack:
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(asked.address)) for _ in range(asked.clients)
