@@ -20,7 +20,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import core, durable, goodput, profile, promotion
+from benchmarks import amplification, core, durable, goodput, priorities, profile, promotion, recovery
 from benchmarks.bench import Bench, Found, Row, as_json, verdict
 from benchmarks.machine import pin, share_out
 from loanmesh.runtime.clock import SystemClock
@@ -30,6 +30,9 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], Awaitable[Found]]]] = {
     "goodput": ("Goodput against offered load", goodput.measure),
     "durable": ("Beside engines for durable workflows", durable.measure),
     "promotion": ("A promotion", promotion.measure),
+    "recovery": ("After the trouble", recovery.measure),
+    "priorities": ("Who waits in front of a screen", priorities.measure),
+    "amplification": ("Retries against a part that always fails", amplification.measure),
     "profile": ("Where the CPU goes", profile.measure),
 }
 OUT = Path("build/bench.json")

@@ -30,31 +30,38 @@ DECIDED_WITHIN_S = 120.0
 @asynccontextmanager
 async def our_mesh(bench: Bench, **environment: str) -> AsyncIterator[Mesh]:
     """A fresh mesh on SQLite; `environment` holds settings, e.g. INTAKE_LEASE__POLL_S="0.1"."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with child("-m", "benchmarks.receiver", cores=bench.cores.outside) as (_, receiver):
-            telemetry = {f"{name.upper()}_TELEMETRY__OTLP_ENDPOINT": receiver for name in SERVICES}
+    async with child("-m", "benchmarks.receiver", cores=bench.cores.outside) as (_, receiver):
+        telemetry = {f"{name.upper()}_TELEMETRY__OTLP_ENDPOINT": receiver for name in SERVICES}
+        # Until the end, so that a part that is started again gets the same.
+        with tempfile.TemporaryDirectory() as folder, _set(telemetry | environment):
             mesh = Mesh(Path(folder), None, free_ports(), bench.clock, bench.say)
             try:
-                with _set(telemetry | environment):
-                    await mesh.start()
-                for name in SERVICES:
-                    pin(_pid(mesh, name), bench.cores.services)
-                pin(_pid(mesh, "sandbox"), bench.cores.outside)
+                await mesh.start()
+                place(mesh, bench)
                 yield mesh
             finally:
                 await mesh.stop()
+
+
+def place(mesh: Mesh, bench: Bench) -> None:
+    """Put each part on its cores; again after one was started again."""
+    for name in SERVICES:
+        pin(_pid(mesh, name), bench.cores.services)
+    pin(_pid(mesh, "sandbox"), bench.cores.outside)
 
 
 @contextmanager
 def _set(environment: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
-    yield
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _pid(mesh: Mesh, name: str) -> int:

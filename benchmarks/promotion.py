@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.request import Request, urlopen
 
 from benchmarks import ours, pictures
@@ -67,7 +67,7 @@ def _judge(bench: Bench, played: Played, decided: Mapping[str, Decided], quota: 
     drain_s = max(one.decided_at for one in decided.values()) - ends
     due_s = waiting / quota
     wait_ms = summarise(spike, spike_s, 2.0)
-    right = _estimates_right(acknowledged, decided)
+    right = estimates_right(acknowledged, decided)
     rate = waiting / drain_s if drain_s else float("inf")
     at_s, counts = backlog(decided)
     pictures.lines(
@@ -101,7 +101,7 @@ def _judge(bench: Bench, played: Played, decided: Mapping[str, Decided], quota: 
     return Found(rows, [shown], {"report": played.report["all"], "backlog": {"at_s": at_s, "count": counts}})
 
 
-def _estimates_right(acknowledged: list[Record], decided: Mapping[str, Decided]) -> float:
+def estimates_right(acknowledged: Sequence[Record], decided: Mapping[str, Decided]) -> float:
     """Share of acknowledged ones whose estimate was near enough."""
     judged = []
     for record in acknowledged:

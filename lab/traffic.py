@@ -357,7 +357,8 @@ async def run(asked: argparse.Namespace, clock: Clock) -> list[Record]:
             )
             for number in range(asked.clients)
         ]
-        await asyncio.gather(*(client.list(page_size=1) for client in clients))
+        # Connect before the first is due. A mesh that is away is no reason not to send: it is what callers would do.
+        await asyncio.gather(*(client.list(page_size=1) for client in clients), return_exceptions=True)
         settle_memory()
         return await play(arriving, sender(clients, prepared), clock, asked.in_flight_max)
 

@@ -12,8 +12,8 @@ from benchmarks.machine import child
 
 
 @asynccontextmanager
-async def plain_mesh(bench: Bench) -> AsyncIterator[tuple[str, dict[str, int]]]:
-    """The address of its intake, and the process ids of its services."""
+async def plain_mesh(bench: Bench, **environment: str) -> AsyncIterator[tuple[str, dict[str, int]]]:
+    """The address of its intake, and the process ids of its services; `environment` holds settings that win."""
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         sandbox = child("-m", "lab.sandbox", "--port", "0", "--state", folder, cores=bench.cores.outside)
@@ -23,7 +23,9 @@ async def plain_mesh(bench: Bench) -> AsyncIterator[tuple[str, dict[str, int]]]:
         pids: dict[str, int] = {}
         address = ""
         for name in ("bureau", "scoring", "pricing", "intake"):
-            started = child("-m", "benchmarks.naive.service", name, cores=bench.cores.services, environment=settings)
+            started = child(
+                "-m", "benchmarks.naive.service", name, cores=bench.cores.services, environment=settings | environment
+            )
             process, address = await stack.enter_async_context(started)
             pids[name] = process.pid
             if name != "intake":
