@@ -40,7 +40,7 @@ async def set_fault(mesh: Mesh, source: str, **fault: object) -> None:
 
 async def measure(bench: Bench) -> Found:
     """One spike and its end."""
-    quota, spike_s = bench.size(60, 20), bench.size(20, 3)
+    quota, spike_s = bench.size(60, 20), bench.size(20, 1)
     seconds = BEFORE_S + spike_s
     async with (
         ours.our_mesh(bench) as mesh,
