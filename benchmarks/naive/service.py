@@ -20,7 +20,9 @@ import grpc
 import uvloop
 from lending.intake.v1 import intake_service_pb2 as pb
 
+from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.clock import Clock, SystemClock, new_uuid7
+from loanmesh.runtime.guard import BulkheadSettings, Guard, make_guard
 from loanmesh.runtime.server import Service
 from loanmesh.runtime.settings import load
 from services.bureau.main import build as build_bureau
@@ -74,11 +76,22 @@ class PlainIntake:
         return answer
 
 
+def _open(name: str, clock: Clock) -> Guard:
+    """A guard that lets everything pass, for ports that want one: never enough calls to judge, room for all."""
+    breaker = BreakerSettings(minimum_calls=10**9)
+    return make_guard(name, "service", breaker, BulkheadSettings(at_once_max=10**9), clock, random.Random())
+
+
 async def build_intake(settings: IntakeSettings, clock: Clock) -> Service:
     """The front, with a plain channel to each of the others."""
     channels = [grpc.aio.insecure_channel(at) for at in (settings.bureau, settings.scoring, settings.pricing)]
     bureau, scoring, pricing = channels
-    servicer = PlainIntake(GrpcBureau(bureau), GrpcScoring(scoring), GrpcPricing(pricing), clock)
+    servicer = PlainIntake(
+        GrpcBureau(bureau, _open("bureau", clock)),
+        GrpcScoring(scoring, _open("scoring", clock)),
+        GrpcPricing(pricing, _open("pricing", clock)),
+        clock,
+    )
 
     async def close() -> None:
         await asyncio.gather(*(channel.close() for channel in channels))

@@ -30,7 +30,8 @@ def current_traceparent() -> str:
 @contextmanager
 def linked_span(operation: str, traceparents: Sequence[str]) -> Iterator[Span]:
     """The span of one batch, recorded when any application in it is; an exception marks it as failed."""
-    recorded = [parent for parent in traceparents if parent.endswith("-01")]
+    # The last two digits are flags, the lowest of which says that the trace is recorded.
+    recorded = [parent for parent in traceparents if parent and int(parent[-2:], 16) & 1]
     if not recorded:
         # Nobody's trace is kept: a span that is thrown away costs as much as a batch's worth of SQL.
         yield trace.INVALID_SPAN

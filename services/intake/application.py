@@ -15,7 +15,7 @@ from lending.intake.v1.intake_service_pb2 import Application
 from lending.type.v1.party_pb2 import Identity, Party
 
 from loanmesh.runtime.errors import WrongState
-from loanmesh.runtime.identity import valid_credit_code, valid_resident_id
+from loanmesh.runtime.identity import age_on, valid_credit_code, valid_resident_id
 
 OUTPUT_ONLY = (
     "name", "state", "create_time", "update_time", "estimate_time", "waiting_for", "missing_information",
@@ -35,6 +35,7 @@ class State(StrEnum):
     EXPIRED = "EXPIRED"
 
 
+AGE_YEARS_MAX = 130
 CLOCK_SKEW_S = 300.0
 """How far ahead a caller's clock may run."""
 FINAL = frozenset({State.DECIDED, State.OFFER_ACCEPTED, State.WITHDRAWN, State.EXPIRED})
@@ -195,6 +196,8 @@ def unsound(application: Application, now: dt.datetime) -> Iterator[tuple[str, s
         # The value is personal data: the rule is named, never the value.
         elif not (valid_resident_id if person else valid_credit_code)(party.identity.value):
             yield f"{where}.value", "check character does not fit the number"
+        elif person and not 0 <= (age_on(party.identity.value, now.date()) or 0) <= AGE_YEARS_MAX:
+            yield f"{where}.value", f"date of birth must lie in the last {AGE_YEARS_MAX} years"
     latest_s = now.timestamp() + CLOCK_SKEW_S
     for index, consent in enumerate(application.consents):
         where = f"application.consents[{index}]"

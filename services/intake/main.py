@@ -14,18 +14,22 @@ from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
+from loanmesh.runtime.guard import make_guard
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, linked_span
+from loanmesh.runtime.vitals import Queue, Vitals
 from services.intake.application import Claim
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Deferred, Result
+from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
 from services.intake.store import Store
+from services.intake.tally import tally
 from services.intake.watch import Watch
 from services.intake.worker import Worker
 
@@ -56,17 +60,27 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     channels = [
         open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
     ]
-    pricing = GrpcPricing(channels[2])
-    watch = Watch(store.revisions, clock, settings.lease.poll_s)
+    guards = [
+        make_guard(name, "service", settings.downstream.breaker, settings.downstream.bulkhead, clock, random.Random())
+        for name in ("bureau", "scoring", "pricing")
+    ]
+    scoring, pricing = GrpcScoring(channels[1], guards[1]), GrpcPricing(channels[2], guards[2])
+    watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
+
+    async def backlog() -> int:
+        return sum(count for _, _, count, _ in await store.backlog())
+
+    vitals = Vitals(guards=guards, count_backlog=backlog)
 
     def settled(results: Mapping[str, Result]) -> None:
         estimate.decided(sum(not isinstance(result, Deferred) for result in results.values()), worker.busy)
         watch.settled(results)
+        tally(vitals, results.values())
 
     pipeline = Pipeline(
-        GrpcBureau(channels[0]),
-        GrpcScoring(channels[1]),
+        GrpcBureau(channels[0], guards[0]),
+        scoring,
         pricing,
         store,
         clock,
@@ -96,6 +110,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         watch,
         estimate,
         pricing.schedules,
+        Replay(scoring, pricing),
         labels(),
         clock,
         lambda: new_uuid7(clock),
@@ -103,9 +118,14 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         settings.work.queue_s_max,
         current_traceparent,
     )
+    vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))
     if settings.work.decides:
         worker.start()
     watch.start()
+
+    async def drain() -> None:
+        await worker.drain()
+        watch.leave()
 
     async def close() -> None:
         await watch.stop()
@@ -116,7 +136,8 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         [(add_IntakeServiceServicer_to_server, servicer)],
         ["lending.intake.v1.IntakeService"],
         close=close,
-        drain=worker.drain,
+        drain=drain,
+        vitals=vitals,
     )
 
 

@@ -19,7 +19,7 @@ from lending.type.v1.offer_pb2 import Offer
 from loanmesh.runtime.batching import Batcher
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.deadline import remaining_s
-from loanmesh.runtime.errors import InvalidRequest, NotFound, Overloaded, RequestIdConflict, WrongState
+from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, Overloaded, RequestIdConflict, WrongState
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.validation import violations
 from services.intake import application as domain
@@ -27,6 +27,7 @@ from services.intake.application import FINAL, New, Snapshot, State, Stored
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
 from services.intake.ports import Awaiting, Decided, Records
+from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
 from services.intake.worker import Worker
 
@@ -53,6 +54,7 @@ class IntakeServicer(IntakeServiceServicer):
         watch: Watch,
         estimate: Estimate,
         schedules: _Schedules,
+        replay: Replay,
         labels: Mapping[str, Label],
         clock: Clock,
         new_id: Callable[[], str],
@@ -65,6 +67,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._watch = watch
         self._estimate = estimate
         self._schedules = schedules
+        self._replay = replay
         self._labels = labels
         self._clock = clock
         self._new_id = new_id
@@ -161,7 +164,7 @@ class IntakeServicer(IntakeServiceServicer):
     async def _require_same(self, stored: Stored, new: New) -> None:
         if stored.payload_hash == new.payload_hash:
             return
-        before = pb.Application.FromString((await self._store.get(new.lender, stored.id)).payload)
+        before = pb.Application.FromString(await self._store.submitted(new.lender, stored.id))
         fields = ", ".join(domain.differing(before, pb.Application.FromString(new.payload)))
         raise RequestIdConflict(
             f"request_id {new.request_id} was used for {new.lender}/applications/{stored.id},"
@@ -203,7 +206,7 @@ class IntakeServicer(IntakeServiceServicer):
                         snapshot = await self._store.get(new.lender, stored.id)
                         if snapshot.state != State.PENDING:
                             return snapshot
-        except TimeoutError:
+        except (TimeoutError, DependencyDown):  # The wait is over, or this replica is leaving.
             return await self._store.get(new.lender, stored.id)
         return _decided(new, result)
 
@@ -213,7 +216,7 @@ class IntakeServicer(IntakeServiceServicer):
                 async for snapshot in self._changes(lender, application_id):
                     if snapshot.state in FINAL:
                         return snapshot
-        except TimeoutError:
+        except (TimeoutError, DependencyDown):
             pass  # Pending is a normal answer.
         return await self._store.get(lender, application_id)
 
@@ -260,7 +263,7 @@ class IntakeServicer(IntakeServiceServicer):
         """A page of history, with the chain checked from its first event."""
         lender, application_id = _split(request.parent)
         events = await self._store.events(lender, application_id)
-        if request.page_token and not request.page_token.isdigit():
+        if request.page_token and not (request.page_token.isascii() and request.page_token.isdecimal()):
             raise InvalidRequest(("page_token", "is not one that this service gave out"))
         start = int(request.page_token or 0)
         size = request.page_size or 100
@@ -283,14 +286,7 @@ class IntakeServicer(IntakeServiceServicer):
     ) -> pb.ExplainDecisionResponse:
         """From what was stored; schedules from pricing."""
         lender, application_id = _split(request.name)
-        snapshot = await self._store.get(lender, application_id)
-        stored = await self._store.decision_with_evidence(lender, application_id, request.assessment)
-        if stored is None:
-            which = f"has no decided assessment {request.assessment}" if request.assessment else "is not decided"
-            raise WrongState(
-                f"application {application_id} {which}; it is {snapshot.state}; WatchApplication tells when it is",
-                state=snapshot.state.value,
-            )
+        snapshot, stored = await self._decided_with_evidence(lender, application_id, request.assessment)
         decision = pb.Decision.FromString(stored[0])
         loan = pb.Application.FromString(snapshot.payload).loan
         summary_zh, summary_en = explain(decision, loan, self._labels)
@@ -309,6 +305,25 @@ class IntakeServicer(IntakeServiceServicer):
                 response.schedules.add(offer_id=offer.offer_id, instalments=schedule.instalments)
         return response
 
+    async def ReplayDecision(self, request: pb.ReplayDecisionRequest, context: _Context) -> pb.ReplayDecisionResponse:
+        """Decide once more from what was stored."""
+        lender, application_id = _split(request.name)
+        snapshot, stored = await self._decided_with_evidence(lender, application_id, request.assessment)
+        return await self._replay(snapshot, stored)
+
+    async def _decided_with_evidence(
+        self, lender: str, application_id: str, assessment: int
+    ) -> tuple[Snapshot, tuple[bytes, bytes, bytes, bytes]]:
+        snapshot = await self._store.get(lender, application_id)
+        stored = await self._store.decision_with_evidence(lender, application_id, assessment)
+        if stored is None:
+            which = f"has no decided assessment {assessment}" if assessment else "is not decided"
+            raise WrongState(
+                f"application {application_id} {which}; it is {snapshot.state}; WatchApplication tells when it is",
+                state=snapshot.state.value,
+            )
+        return snapshot, stored
+
     # --- Changes ---
 
     async def SupplyInformation(
@@ -319,9 +334,11 @@ class IntakeServicer(IntakeServiceServicer):
         def apply(state: State, payload: bytes, _: bytes | None) -> dict[str, object]:
             domain.require_allowed("supply information to", application_id, state)
             merged = pb.Application.FromString(payload)
-            merged.consents.extend(request.consents)
+            merged.consents.extend(consent for consent in request.consents if consent not in merged.consents)
             merged.declaration.MergeFrom(request.declaration)
-            if unsound := list(domain.unsound(merged, self._clock.now())):
+            merged.loan.product = request.product or merged.loan.product
+            # The whole must be sound, not only what was added: two lists within bounds can be one beyond them.
+            if unsound := [*violations(merged), *domain.unsound(merged, self._clock.now())]:
                 raise InvalidRequest(*unsound)
             return {
                 "payload": merged.SerializeToString(deterministic=True),
@@ -331,6 +348,8 @@ class IntakeServicer(IntakeServiceServicer):
                 "not_before": 0.0,
             }
 
+        if not (request.consents or request.HasField("declaration") or request.product):
+            raise InvalidRequest(("consents", "supply consents, a declaration or a product"))
         _, application_id = _split(request.name)
         return pb.SupplyInformationResponse(application=await self._change(request, "information_supplied", {}, apply))
 
@@ -344,7 +363,8 @@ class IntakeServicer(IntakeServiceServicer):
                 known = ", ".join(offers) or "none"
                 raise NotFound(f"application {application_id} has no {request.offer_id}; its offers are: {known}")
             if offers[request.offer_id].expire_time.ToDatetime(dt.UTC) <= self._clock.now():
-                raise WrongState(f"{request.offer_id} of application {application_id} is no longer valid; apply again")
+                what = f"{request.offer_id} of application {application_id}, which is {state},"
+                raise WrongState(f"{what} is no longer valid; apply again", state=state.value)
             return {"state": State.OFFER_ACCEPTED.value, "accepted_offer": request.offer_id, "due_at": None}
 
         _, application_id = _split(request.name)
@@ -371,7 +391,11 @@ class IntakeServicer(IntakeServiceServicer):
         apply: Callable[[State, bytes, bytes | None], dict[str, object]],
     ) -> pb.Application:
         lender, application_id = _split(request.name)
-        said = f"{kind}:{domain.digest(request.SerializeToString(deterministic=True))}"
+        said = {
+            field.name: domain.digest(str(value).encode())[:16] if field.message_type else str(value)
+            for field, value in request.ListFields()
+            if field.name not in ("name", "request_id")
+        }
         await self._store.change(lender, application_id, request.request_id, said, kind, details, apply)
         self._watch.changed([application_id])
         return await self._read(request.name)

@@ -81,6 +81,7 @@ class ApplicationRow(Table, table=True):
     created_at: float = Field(sa_column=_seconds())
     updated_at: float = Field(sa_column=_seconds())
     traceparent: str = Field(sa_column=Column(Text, nullable=False, server_default=""))
+    original: bytes | None = Field(sa_column=Column(LargeBinary, nullable=True))
 
 
 class DecisionRow(Table, table=True):
@@ -124,4 +125,4 @@ class RequestRow(Table, table=True):
     __tablename__ = "request"
     application_id: str = Field(sa_column=_text(primary_key=True))
     request_id: str = Field(sa_column=_text(primary_key=True))
-    payload_hash: str = Field(sa_column=_text())
+    said: str = Field(sa_column=_text())

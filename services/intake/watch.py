@@ -14,11 +14,17 @@ class Watch:
     """One poll for all watchers of a replica, however many there are."""
 
     def __init__(
-        self, revisions: Callable[[Sequence[str]], Awaitable[dict[str, int]]], clock: Clock, poll_s: float
+        self,
+        revisions: Callable[[Sequence[str]], Awaitable[dict[str, int]]],
+        clock: Clock,
+        poll_s: float,
+        report: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._revisions = revisions
         self._clock = clock
         self._poll_s = poll_s
+        self._report = report
+        self._left = False
         self._watchers: dict[str, set[Watching]] = {}
         self._seen: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
@@ -32,6 +38,13 @@ class Watch:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def leave(self) -> None:
+        """This replica is about to end: who waits here is told so, and asks another one."""
+        self._left = True
+        for watchers in self._watchers.values():
+            for watching in watchers:
+                watching.tell(None)
 
     def changed(self, ids: Iterable[str]) -> None:
         """These have just changed."""
@@ -58,8 +71,9 @@ class Watch:
             before = set(self._watchers)
             try:
                 revisions = await self._revisions(polled) if polled else {}
-            except DependencyDown:
-                continue  # Watchers wait on; the poll after the database's return tells them.
+            except Exception as error:  # noqa: BLE001  Watchers wait on; the poll after the database's return tells them.
+                self._report("watch_failed", error_type=type(error).__name__)
+                continue
             for key, revision in revisions.items():
                 if key in self._watchers and self._seen.get(key) != revision:
                     self._seen[key] = revision
@@ -92,7 +106,12 @@ class Watching:
         self._bell.set()
 
     async def next_change(self) -> Result | None:
-        """Return at the next change, or one since the last call: what was committed; None where that is to be read."""
+        """Return at the next change, or one since the last call: what was committed; None where that is to be read.
+
+        Raises DependencyDown when this replica is about to end.
+        """
         await self._bell.wait()
+        if self._watch._left:
+            raise DependencyDown("this replica is leaving; ask again", retry_s=0.1)
         self._bell.clear()
         return self._result

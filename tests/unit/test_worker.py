@@ -159,6 +159,33 @@ async def test_what_comes_while_leases_are_renewed_is_kept() -> None:
     assert begun == ["0", "1"]
 
 
+async def test_a_claim_that_fails_in_any_way_does_not_end_the_worker() -> None:
+    begun: list[str] = []
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        begun.extend(claim.id for claim in claims)
+        return deferred(claims)
+
+    class Failing(Leases):
+        """Fails once, as no database should."""
+
+        failed = False
+
+        async def claim(self, at_most: int) -> list[Claim]:
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("deadlock detected")
+            return await super().claim(at_most)
+
+    leases = Failing()
+    leases.open = some_claims(3)
+    worker = a_worker(leases, decide_batch)
+    worker.start()
+    await turns()
+    assert begun == ["0", "1", "2"]
+    await worker.drain()
+
+
 async def test_low_classes_leave_room_for_urgent_ones_and_nobody_overtakes_his_own_class() -> None:
     gate = asyncio.Event()
 
