@@ -26,6 +26,8 @@ from lab.population import SOURCES
 from loanmesh.cli.mesh import Mesh
 
 RATE = 50
+CLIENTS = 10
+"""Few enough that each client's budget is used: the first retries of a client are free, however few calls it makes."""
 LIMIT = 1.1
 RETRY_MARK = "grpc-previous-rpc-attempts"
 """Header that gRPC adds to its own retries."""
@@ -105,7 +107,9 @@ async def measure(bench: Bench) -> Found:
 async def _send(bench: Bench, address: str, module: str = "lab.traffic") -> Played:
     """Applications of subjects the mesh has not seen, at a rate that is no load."""
     seconds = bench.size(10, 2)
-    return await traffic(bench, address, module=module, rate=RATE, seconds=seconds, subjects=2 * RATE * seconds)
+    return await traffic(
+        bench, address, module=module, rate=RATE, clients=CLIENTS, seconds=seconds, subjects=2 * RATE * seconds
+    )
 
 
 def _ratio(calls: float, of: int, what: str) -> tuple[float, str]:

@@ -78,7 +78,7 @@ class PlainIntake:
 
 def _open(name: str, clock: Clock) -> Guard:
     """A guard that lets everything pass, for ports that want one: never enough calls to judge, room for all."""
-    breaker = BreakerSettings(minimum_calls=10**9)
+    breaker = BreakerSettings(window=10**9, minimum_calls=10**9, window_s=0.001)
     return make_guard(name, "service", breaker, BulkheadSettings(at_once_max=10**9), clock, random.Random())
 
 
