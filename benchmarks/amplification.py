@@ -26,8 +26,9 @@ from lab.population import SOURCES
 from loanmesh.cli.mesh import Mesh
 
 RATE = 50
-CLIENTS = 10
-"""Few enough that each client's budget is used: the first retries of a client are free, however few calls it makes."""
+CLIENTS = 2
+"""25 calls a second each. A client of few calls may repeat half a one a second, however few they are: at 50 clients
+that alone would be half of the calls here, and would say nothing of a load that matters."""
 LIMIT = 1.1
 RETRY_MARK = "grpc-previous-rpc-attempts"
 """Header that gRPC adds to its own retries."""
