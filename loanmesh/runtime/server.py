@@ -21,6 +21,7 @@ from loanmesh.runtime import deadline, ops, telemetry
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
 from loanmesh.runtime.loop_lag import Heartbeat
+from loanmesh.runtime.profile import profiled
 from loanmesh.runtime.setting_rules import refusing
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
@@ -102,7 +103,8 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
         await healthy.set(watched_name, health_pb2.HealthCheckResponse.SERVING)
     host = settings.server.listen.rsplit(":", 1)[0]
     print(json.dumps({"ready": name, "address": f"{host}:{port}"}), flush=True)
-    await stopping.wait()
+    with profiled(name):
+        await stopping.wait()
     service.vitals.draining = True
     for watched_name in watched:
         if watched_name != "liveness":

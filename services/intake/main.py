@@ -100,7 +100,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         clock,
         batch_max=settings.work.batch_max,
         batches=settings.work.batches_in_flight,
-        held_max=settings.work.held_max,
+        held_max=settings.work.held_max if settings.work.decides else 0,
         lease_s=settings.lease.duration_s,
         poll_s=settings.lease.poll_s,
         settled=settled,
@@ -121,7 +121,8 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         current_traceparent,
     )
     vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))
-    worker.start()
+    if settings.work.decides:
+        worker.start()
     watch.start()
 
     async def drain() -> None:
