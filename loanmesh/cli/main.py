@@ -67,7 +67,7 @@ def _check_state(console: Console, state: Path) -> None:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; turn what went wrong into one line and an exit code."""
-    from loanmesh.client import CallFailed, Unreachable
+    from loanmesh.client import CallFailed, Overloaded, Unreachable
 
     complain = Console(stderr=True, highlight=False)
     try:
@@ -77,6 +77,9 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         for field, rule in error.violations:
             complain.print(f"  {escape(field)}: {escape(rule)}")
         raise typer.Exit(REFUSED) from error
+    except Overloaded as error:
+        complain.print(f"[red]too busy[/]: {escape(str(error))}; send it again with the same --request-id")
+        raise typer.Exit(UNREACHABLE) from error
     except Unreachable as error:
         complain.print(
             f"[red]not reachable[/]: {error}; is the mesh up? `loanmesh up` starts one, --address names another"
@@ -368,6 +371,25 @@ def explain(
             return await client.explain(name, schedules=schedules)
 
     _print(_run(work()), json_, partial(show.explanation, language=language))
+
+
+@app.command()
+def replay(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
+    """Decide once more from the stored evidence, and say whether the same comes out. Ends with 1 where it does not.
+
+    Example: `loanmesh replay lenders/demo/applications/0192...`
+    """
+    from loanmesh.cli import show
+    from loanmesh.client import Client
+
+    async def work() -> Any:
+        async with Client(address, patience_s=PATIENCE_S) as client:
+            return await client.replay(name)
+
+    found = _run(work())
+    _print(found, json_, show.replay)
+    if not found.same:
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -129,6 +129,19 @@ def explanation(
         console.print(table)
 
 
+def replay(console: Console, answer: pb.ReplayDecisionResponse) -> None:
+    """Whether a decision came out the same, and what differs."""
+    model, policy = (
+        f"{answer.stored.model} ({answer.model_hash[:12]})",
+        f"{answer.stored.policy} ({answer.policy_hash[:12]})",
+    )
+    if answer.same:
+        console.print(f"[green]the same[/] to the last digit: grade {answer.stored.grade}, PD {answer.stored.pd:.4%}")
+    else:
+        console.print(f"[red]differs[/] in: {', '.join(answer.differences)}")
+    console.print(f"  model {model}, policy {policy}")
+
+
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A small table."""
     made = Table(*columns, title=title, title_justify="left", box=None, header_style="bold")

@@ -203,6 +203,10 @@ class Client:
         request = pb.ExplainDecisionRequest(name=name, include_schedules=schedules)
         return await self._ask(transport.EXPLAIN, request, deadline_s)
 
+    async def replay(self, name: str, *, deadline_s: float | None = None) -> pb.ReplayDecisionResponse:
+        """Whether deciding once more from the stored evidence gives the same."""
+        return await self._ask(transport.REPLAY, pb.ReplayDecisionRequest(name=name), deadline_s)
+
     async def history(self, name: str, *, deadline_s: float | None = None) -> pb.ListEventsResponse:
         """What happened to it."""
         return await self._ask(transport.HISTORY, pb.ListEventsRequest(parent=name, page_size=1000), deadline_s)

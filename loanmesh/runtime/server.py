@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
@@ -181,7 +182,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                     except Exception as error:  # noqa: BLE001  The one edge where a bug becomes a status.
                         await call.bug(error)
 
-            return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+            return grpc.unary_unary_rpc_method_handler(
+                unary, _or_malformed(handler.request_deserializer), handler.response_serializer
+            )
         behaviour = handler.unary_stream
 
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
@@ -197,7 +200,23 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                 except Exception as error:  # noqa: BLE001  The same edge, for streams.
                     await call.bug(error)
 
-        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_stream_rpc_method_handler(
+            stream, _or_malformed(handler.request_deserializer), handler.response_serializer
+        )
+
+
+_MALFORMED = object()
+"""Stands for bytes that are no message. gRPC itself would answer UNKNOWN with the inner error's text."""
+
+
+def _or_malformed(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read_or_not(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError:
+            return _MALFORMED
+
+    return read_or_not
 
 
 class _Call:
@@ -243,6 +262,8 @@ class _Call:
             await self._context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was begun"
             )
+        if request is _MALFORMED:
+            raise InvalidRequest(("request", "the bytes are no message of the type that this method takes"))
         if found := violations(request):
             raise InvalidRequest(*found)
 

@@ -281,3 +281,12 @@ async def test_a_past_deadline_reaches_no_handler_and_harms_nobody_else(timeout_
         assert set(lates) == {grpc.StatusCode.DEADLINE_EXCEEDED}
         assert other is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert untouched.reached == 1
+
+
+async def test_bytes_that_are_no_message_are_refused_in_the_callers_terms() -> None:
+    async with servers(1) as (server,), grpc.aio.insecure_channel(server.address) as channel:
+        ask: Any = channel.unary_unary("/lending.scoring.v1.ScoringService/ScoreProfiles")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask(b"\xff\xff\xff")
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "google.protobuf" not in str(refused.value.details())
