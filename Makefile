@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= $(or $(LOANMESH_DATA),../shared/data)
 
-.PHONY: help demo test unit lint format proto lock train bench firms docs clean
+.PHONY: help demo test unit lint format proto lock train bench chaos firms docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ format: $(READY) ## Format the code
 
 bench: $(READY) ## Decided applications a second beside a bare chain of four empty services
 	@$(BIN)/python -m benchmarks.chain
+
+chaos: $(READY) ## Submit 100,000 under 420 faults on both databases, check every promise: make chaos ARGS="--seed 7"
+	@$(BIN)/python -m lab.chaos $(ARGS)
 
 firms: $(READY) ## Decide the 302 real firms: make firms DATA=folder
 	@$(BIN)/loanmesh decide-firms $(DATA)
