@@ -82,12 +82,15 @@ async def under_fire(plan: Plan, folder: Path, clock: Clock, dice: random.Random
         try:
             ready = await mesh.start()
             joining = settings | {
-                "INTAKE_SERVER__LISTEN": "127.0.0.1:0",
                 "INTAKE_DATABASE_URL": database,
                 "INTAKE_BUREAU": ready["targets"]["bureau"],
                 "INTAKE_SCORING": ready["targets"]["scoring"],
             }
             sandbox = str(ready["parts"]["sandbox"]["address"])
+            joining |= {
+                "BUREAU_DATABASE_URL": database.replace("/intake.db", "/bureau.db"),
+                "BUREAU_SOURCES_URL": f"http://{sandbox}",
+            }
             yield faults.World(mesh, sandbox, [*pricing, *front], postgres, database, joining, clock, dice, LEASE_S)
         finally:
             await mesh.stop()
