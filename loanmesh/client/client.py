@@ -9,12 +9,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 from lending.intake.v1 import intake_service_pb2 as pb
 
 from loanmesh.client import many, transport
-from loanmesh.client.calls import BULK, INTERACTIVE, PARTNER, Attempts, Calls, Lane, Urgency
+from loanmesh.client.calls import BULK, INTERACTIVE, PARTNER, Attempts, Calls, Lane, Urgency, Wait
 from loanmesh.client.errors import Unreachable
 from loanmesh.client.journal import Journal
 from loanmesh.client.results import DECIDED, WAITS_FOR_PEOPLE, Decided, Pending
@@ -30,6 +29,8 @@ MANY_ATTEMPTS = Attempts(first_s=5.0, most_s=20.0)
 """A batch of 500 is half a second's work for a busy intake."""
 MANY_THROTTLE = ThrottleSettings(initial=2, floor=1, ceiling=16, target_s=0.5)
 """Batches in flight. A batch queues behind itself, so its queue delay may be longer."""
+_STEADY = (transport.GET, transport.ACCEPT, transport.WITHDRAW, transport.SUPPLY)
+"""Calls that take about as long as a submit does. Pages, histories and explanations take as long as they are long."""
 _URGENCY: dict[pb.Priority.ValueType, Urgency] = {pb.PRIORITY_PARTNER: PARTNER, pb.PRIORITY_BULK: BULK}
 
 
@@ -112,13 +113,9 @@ class Client:
         """
         ends_at = self._clock.monotonic() + deadline_s
         key = request_id or self._new_id()
-        # Less a share for the way back, so that the last word is "pending, decided at about ..." and not silence.
-        wait_s = min(WAIT_S_MAX, deadline_s - min(0.2, 0.1 * deadline_s))
-        application = await self._submit(application, key, wait_s, deadline_s)
-        while application.state not in DECIDED | WAITS_FOR_PEOPLE:
-            left_s = ends_at - self._clock.monotonic()
-            if left_s <= 0:
-                break
+        application = await self._submit(application, key, min(WAIT_S_MAX, deadline_s), deadline_s)
+        left_s = ends_at - self._clock.monotonic()
+        if application.state not in DECIDED | WAITS_FOR_PEOPLE and left_s > 0:
             with contextlib.suppress(TimeoutError, Unreachable):  # It is stored: what was seen last is an answer.
                 async with asyncio.timeout(left_s), contextlib.aclosing(self.watch(application.name)) as changes:
                     async for application in changes:
@@ -161,7 +158,7 @@ class Client:
             requests=[pb.SubmitApplicationRequest(request_id=key, application=a) for key, a in applications],
         )
         answer = await self._calls.unary(
-            transport.SUBMIT_MANY, request, self._many, deadline_s=self._patience_s, urgency=BULK
+            transport.SUBMIT_MANY, request, self._many, deadline_s=self._patience_s, urgency=BULK, steady=False
         )
         return [r.application if r.WhichOneof("outcome") == "application" else r.error for r in answer.results]
 
@@ -206,6 +203,10 @@ class Client:
         request = pb.ExplainDecisionRequest(name=name, include_schedules=schedules)
         return await self._ask(transport.EXPLAIN, request, deadline_s)
 
+    async def replay(self, name: str, *, deadline_s: float | None = None) -> pb.ReplayDecisionResponse:
+        """Whether deciding once more from the stored evidence gives the same."""
+        return await self._ask(transport.REPLAY, pb.ReplayDecisionRequest(name=name), deadline_s)
+
     async def history(self, name: str, *, deadline_s: float | None = None) -> pb.ListEventsResponse:
         """What happened to it."""
         return await self._ask(transport.HISTORY, pb.ListEventsRequest(parent=name, page_size=1000), deadline_s)
@@ -247,15 +248,13 @@ class Client:
 
     async def _submit(self, application: pb.Application, key: str, wait_s: float, deadline_s: float) -> pb.Application:
         request = pb.SubmitApplicationRequest(parent=self._lender, request_id=key, application=application)
-        if wait_s > 0:
-            request.wait.CopyFrom(Duration(seconds=int(wait_s), nanos=int(wait_s % 1 * 1e9)))
         answer = await self._calls.unary(
             transport.SUBMIT,
             request,
             self._one,
             deadline_s=deadline_s,
             urgency=_URGENCY.get(application.priority, INTERACTIVE),
-            wait_s=max(0.0, wait_s),
+            wait=Wait(wait_s, lambda s: request.wait.FromNanoseconds(round(s * 1e9))) if wait_s > 0 else None,
             request_id=key,
         )
         return answer.application
@@ -268,6 +267,7 @@ class Client:
                 self._many,
                 deadline_s=self._patience_s,
                 urgency=BULK,
+                steady=len(batch.request.requests) == many.BATCH_MAX,
                 check=batch.check,
             )
 
@@ -285,5 +285,6 @@ class Client:
             request,
             self._one,
             deadline_s=self._patience_s if deadline_s is None else deadline_s,
+            steady=method in _STEADY,
             request_id=getattr(request, "request_id", None),
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import sqlite3
 import threading
@@ -211,20 +212,13 @@ _POSTGRES_WORDS = {
     "{skip_locked}": "FOR UPDATE SKIP LOCKED",
     "{for_update}": "FOR UPDATE",
 }
-# What passes by itself, so that the same may be sent again: connections that break or are refused, a server that shuts
-# down or starts up, space or memory that ran out, deadlocks, and a driver that lost track of a connection.
-_COME_AGAIN = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.exceptions.OperatorInterventionError,
-    asyncpg.exceptions.InsufficientResourcesError,
-    asyncpg.exceptions.TransactionRollbackError,
-    asyncpg.exceptions.PostgresSystemError,
-    asyncpg.ReadOnlySQLTransactionError,
-)
+_COME_AGAIN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
+"""What may pass by itself: a broken connection, a server that stops or starts, no space, a confused driver ..."""
+_OUR_MISTAKES = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.SyntaxOrAccessError)
+"""... but not what no later try would mend."""
+_AT_ONCE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+"""Somebody else came first; nothing is wrong, and the same script passes when it is run again."""
+_RUNS_MAX = 5
 ACQUIRE_S = 10.0
 """How long a caller waits for a free connection, seconds."""
 
@@ -250,8 +244,14 @@ class PostgresDatabase:
         """Run a script in one transaction."""
 
         async def use(connection: Any) -> T:
-            async with connection.transaction():
-                return await self._drive(connection, script())
+            for run in itertools.count(1):
+                try:
+                    async with connection.transaction():
+                        return await self._drive(connection, script())
+                except _AT_ONCE:
+                    if run == _RUNS_MAX:
+                        raise
+            raise AssertionError("the last run returns or raises")
 
         return await self._with_connection("written", use)
 
@@ -278,6 +278,8 @@ class PostgresDatabase:
             # A caller that is cancelled leaves it running to its end: cancelled in the middle of a statement, the
             # driver now and then gives a connection back to the pool that is still busy with it.
             return await asyncio.shield(asyncio.create_task(self._use(connection, use)))
+        except _OUR_MISTAKES:
+            raise
         except _COME_AGAIN as error:
             raise DependencyDown(f"the database cannot be {what}: {type(error).__name__}") from error
 
@@ -299,7 +301,7 @@ class PostgresDatabase:
 def _postgres_text(sql: str) -> str:
     for word, text in _POSTGRES_WORDS.items():
         sql = sql.replace(word, text)
-    count = iter(range(1, 1000))
+    count = itertools.count(1)
     return re.sub(r"\?", lambda _: f"${next(count)}", sql)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 import structlog
@@ -13,15 +14,23 @@ from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
+from loanmesh.runtime.guard import make_guard
 from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
+from loanmesh.runtime.tracing import current_traceparent, linked_span
+from loanmesh.runtime.vitals import Queue, Vitals
+from services.intake.application import Claim
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
+from services.intake.ports import Deferred, Result
+from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
 from services.intake.store import Store
+from services.intake.tally import tally
 from services.intake.watch import Watch
 from services.intake.worker import Worker
 
@@ -35,7 +44,7 @@ def labels() -> dict[str, Label]:
         name: Label(a["zh"], a["en"], a["unit"], sources[a["source"]]["zh"], sources[a["source"]]["en"])
         for name, a in dictionary["attributes"].items()
     }
-    declared = ("申请人申报", "declared by the applicant")
+    declared = ("申请人填报", "the applicant's own statement")
     found["declared.monthly_income_fen"] = Label("月收入", "monthly income", "fen", *declared)
     found["declared.dependents"] = Label("供养人数", "dependents", "count", *declared)
     found["age_years"] = Label("年龄", "age", "years", "证件", "identity document")
@@ -45,37 +54,53 @@ def labels() -> dict[str, Label]:
 async def build(settings: IntakeSettings, clock: Clock) -> Service:
     """Put intake together and start its worker."""
     url = settings.database_url.get_secret_value()
-    await asyncio.to_thread(upgrade, url, "services.intake")
-    database = await open_database(url)
+    with opening("INTAKE_DATABASE_URL", url):
+        await asyncio.to_thread(upgrade, url, "services.intake")
+        database = await open_database(url)
     owner = new_owner("intake")
     store = Store(database, clock, owner, settings.lease.duration_s)
     channels = [
         open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
     ]
-    pricing = GrpcPricing(channels[2])
-    watch = Watch(store.revisions, clock, settings.lease.poll_s)
+    guards = [
+        make_guard(name, "service", settings.downstream.breaker, settings.downstream.bulkhead, clock, random.Random())
+        for name in ("bureau", "scoring", "pricing")
+    ]
+    scoring, pricing = GrpcScoring(channels[1], guards[1]), GrpcPricing(channels[2], guards[2])
+    watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
 
-    def settled(ids: set[str]) -> None:
-        estimate.decided(len(ids))
-        watch.changed(ids)
+    async def backlog() -> int:
+        return sum(count for _, _, count, _ in await store.backlog())
+
+    vitals = Vitals(guards=guards, count_backlog=backlog)
+
+    def settled(results: Mapping[str, Result]) -> None:
+        estimate.decided(sum(not isinstance(result, Deferred) for result in results.values()), worker.busy)
+        watch.settled(results)
+        tally(vitals, results.values())
 
     pipeline = Pipeline(
-        GrpcBureau(channels[0]),
-        GrpcScoring(channels[1]),
+        GrpcBureau(channels[0], guards[0]),
+        scoring,
         pricing,
         store,
         clock,
         random.Random(),
         settings.due.information_days,
     )
+
+    async def decide(claims: Sequence[Claim]) -> Mapping[str, Result]:
+        with linked_span("decide", [claim.traceparent for claim in claims]):
+            return await pipeline.decide_batch(claims)
+
     worker = Worker(
         store,
-        pipeline.decide_batch,
+        decide,
         clock,
         batch_max=settings.work.batch_max,
         batches=settings.work.batches_in_flight,
-        held_max=settings.work.held_max,
+        held_max=settings.work.held_max if settings.work.decides else 0,
         lease_s=settings.lease.duration_s,
         poll_s=settings.lease.poll_s,
         settled=settled,
@@ -87,13 +112,22 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         watch,
         estimate,
         pricing.schedules,
+        Replay(scoring, pricing),
         labels(),
         clock,
         lambda: new_uuid7(clock),
         settings.work.accepts_waiting_max,
+        settings.work.queue_s_max,
+        current_traceparent,
     )
-    worker.start()
+    vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))
+    if settings.work.decides:
+        worker.start()
     watch.start()
+
+    async def drain() -> None:
+        await worker.drain()
+        watch.leave()
 
     async def close() -> None:
         await watch.stop()
@@ -104,7 +138,8 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         [(add_IntakeServiceServicer_to_server, servicer)],
         ["lending.intake.v1.IntakeService"],
         close=close,
-        drain=worker.drain,
+        drain=drain,
+        vitals=vitals,
     )
 
 

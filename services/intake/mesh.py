@@ -1,14 +1,18 @@
 """Bureau, scoring and pricing over gRPC: the pipeline's ports as batch calls.
 
-A call that fails makes every case of its batch wait; it never raises. Retries are the channel's, nobody else's.
+A call that fails makes every case of its batch wait; it never raises. Retries are the channel's, nobody else's. Each
+service stands behind a guard of its own: while its breaker is open, nothing is sent and the cases wait for it.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 from lending.bureau.v1.bureau_service_pb2 import CreditProfile, GatherProfilesRequest
 from lending.bureau.v1.bureau_service_pb2_grpc import BureauServiceStub
@@ -24,13 +28,16 @@ from lending.scoring.v1.scoring_service_pb2_grpc import ScoringServiceStub
 from lending.type.v1.offer_pb2 import Offer
 
 from loanmesh.runtime.errors import DependencyDown
-from loanmesh.runtime.status import code_of, error_info
+from loanmesh.runtime.guard import Guard, Refused, Verdict
+from loanmesh.runtime.status import code_of, error_info, verdict_of
 from services.intake.application import borrower
 from services.intake.ports import Case, Unavailable, Unfit
 
 # Above bureau's gather budget of a second, so that it answers with what it has before we give up.
 DEADLINES_S = {"GatherProfiles": 3.0, "ScoreProfiles": 2.0, "PriceApplications": 2.0, "ScheduleRepayments": 1.0}
+log = structlog.get_logger()
 T = TypeVar("T", CreditProfile, Score, Pricing)
+S = TypeVar("S")
 
 
 def deadline_s(method: str) -> float:
@@ -46,13 +53,15 @@ def key_of(case: Case) -> str:
 class GrpcBureau:
     """Gathers profiles from the bureau service."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, guard: Guard) -> None:
+        self._guard = guard
         self._stub = BureauServiceStub(channel)
 
     async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Unavailable | Unfit]:
         """One profile a case."""
-        request = GatherProfilesRequest(
-            items=[
+
+        async def call(cases: Sequence[Case]) -> list[CreditProfile | Status]:
+            items = [
                 GatherProfilesRequest.Item(
                     key=key_of(case),
                     lender=case.claim.lender,
@@ -61,25 +70,24 @@ class GrpcBureau:
                 )
                 for case in cases
             ]
-        )
-
-        async def call() -> list[CreditProfile | Status]:
-            answer = await self._stub.GatherProfiles(request)
+            answer = await self._stub.GatherProfiles(GatherProfilesRequest(items=items))
             return [r.profile if r.WhichOneof("outcome") == "profile" else r.error for r in answer.results]
 
-        return await _ask("bureau", len(cases), call)
+        return await _ask(self._guard, cases, call)
 
 
 class GrpcScoring:
     """Scores profiles with the scoring service."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, guard: Guard) -> None:
+        self._guard = guard
         self._stub = ScoringServiceStub(channel)
 
     async def score(self, cases: Sequence[Case]) -> Sequence[Score | Unavailable | Unfit]:
         """One score a case."""
-        request = ScoreProfilesRequest(
-            items=[
+
+        async def call(cases: Sequence[Case]) -> list[Score | Status]:
+            items = [
                 ScoreProfilesRequest.Item(
                     key=key_of(case),
                     party_kind=borrower(case.application).kind,
@@ -89,25 +97,24 @@ class GrpcScoring:
                 )
                 for case in cases
             ]
-        )
-
-        async def call() -> list[Score | Status]:
-            answer = await self._stub.ScoreProfiles(request)
+            answer = await self._stub.ScoreProfiles(ScoreProfilesRequest(items=items))
             return [r.score if r.WhichOneof("outcome") == "score" else r.error for r in answer.results]
 
-        return await _ask("scoring", len(cases), call)
+        return await _ask(self._guard, cases, call)
 
 
 class GrpcPricing:
     """Prices applications with the pricing service."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, guard: Guard) -> None:
+        self._guard = guard
         self._stub = PricingServiceStub(channel)
 
     async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Unavailable | Unfit]:
         """One pricing a case."""
-        request = PriceApplicationsRequest(
-            items=[
+
+        async def call(cases: Sequence[Case]) -> list[Pricing | Status]:
+            items = [
                 PriceApplicationsRequest.Item(
                     key=key_of(case),
                     lender=case.claim.lender,
@@ -117,16 +124,14 @@ class GrpcPricing:
                     profile=case.profile,
                     score=case.score,
                     age_years=case.age_years,
+                    as_of_time=_timestamp(case.as_of) if case.as_of else None,
                 )
                 for case in cases
             ]
-        )
-
-        async def call() -> list[Pricing | Status]:
-            answer = await self._stub.PriceApplications(request)
+            answer = await self._stub.PriceApplications(PriceApplicationsRequest(items=items))
             return [r.pricing if r.WhichOneof("outcome") == "pricing" else r.error for r in answer.results]
 
-        return await _ask("pricing", len(cases), call)
+        return await _ask(self._guard, cases, call)
 
     async def schedules(self, offers: Sequence[Offer]) -> ScheduleRepaymentsResponse:
         """Repayment schedules of offers, in order. Raises DependencyDown."""
@@ -134,23 +139,65 @@ class GrpcPricing:
             ScheduleRepaymentsRequest.Item(principal_fen=o.principal_fen, apr_ppm=o.apr_ppm, term_months=o.term_months)
             for o in offers
         ]
-        try:
+
+        async def call() -> ScheduleRepaymentsResponse:
             return await self._stub.ScheduleRepayments(ScheduleRepaymentsRequest(items=items))
-        except grpc.aio.AioRpcError as error:
-            raise DependencyDown(f"pricing cannot be reached for schedules: {error.code().name}") from error
+
+        try:
+            said = await self._guard.call(lambda: _said(call), _verdict_within_callers_deadline)
+        except Refused as refused:
+            raise DependencyDown(
+                f"pricing cannot be asked for schedules: {refused.cause}", refused.retry_s
+            ) from refused
+        if isinstance(said, grpc.aio.AioRpcError):
+            raise DependencyDown(f"pricing cannot be reached for schedules: {said.code().name}") from said
+        return said
 
 
 async def _ask(
-    service: str, count: int, call: Callable[[], Awaitable[list[T | Status]]]
+    guard: Guard, cases: Sequence[Case], call: Callable[[Sequence[Case]], Awaitable[list[T | Status]]]
 ) -> Sequence[T | Unavailable | Unfit]:
+    count = len(cases)
+
+    def judge(said: list[T | Status] | grpc.aio.AioRpcError) -> Verdict:
+        if isinstance(said, grpc.aio.AioRpcError):
+            return verdict_of(said.code())
+        return Verdict.WELL if len(said) == count else Verdict.ILL
+
     try:
-        answers = await call()
+        said = await guard.call(lambda: _said(lambda: call(cases)), judge)
+    except Refused as refused:
+        full = refused.cause == "bulkhead_full"
+        return [Unavailable(f"{guard.name}_{refused.cause}", refused.retry_s or None, overloaded=full)] * count
+    if isinstance(said, grpc.aio.AioRpcError):
+        if said.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return [Unavailable(f"{guard.name}_overloaded", overloaded=True)] * count
+        if said.code() == grpc.StatusCode.INVALID_ARGUMENT:
+            log.warning("batch_refused", dependency=guard.name, count=count)
+            if count > 1:
+                # One that cannot be answered must not hold up those beside it: halves find it in a few calls. Only
+                # where the fault is the request's: a service that is ill must not be asked more for it.
+                halves = (cases[: count // 2], cases[count // 2 :])
+                return [answer for half in halves for answer in await _ask(guard, half, call)]
+        return [Unavailable(f"{guard.name}_unavailable")] * count
+    if len(said) != count:
+        return [Unavailable(f"{guard.name}_error")] * count
+    return [_unpack(guard.name, answer) if isinstance(answer, Status) else answer for answer in said]
+
+
+async def _said(call: Callable[[], Awaitable[S]]) -> S | grpc.aio.AioRpcError:
+    """A failed call as a value: for the guard it is an outcome to be judged."""
+    try:
+        return await call()
     except grpc.aio.AioRpcError as error:
-        overloaded = error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        return [Unavailable(f"{service}_{'overloaded' if overloaded else 'unavailable'}")] * count
-    if len(answers) != count:
-        return [Unavailable(f"{service}_error")] * count
-    return [_unpack(service, answer) if isinstance(answer, Status) else answer for answer in answers]
+        return error
+
+
+def _verdict_within_callers_deadline(said: ScheduleRepaymentsResponse | grpc.aio.AioRpcError) -> Verdict:
+    if not isinstance(said, grpc.aio.AioRpcError):
+        return Verdict.WELL
+    # The caller's deadline shortens this call: that its time was up says nothing of pricing.
+    return Verdict.NONE if said.code() == grpc.StatusCode.DEADLINE_EXCEEDED else verdict_of(said.code())
 
 
 def _unpack(service: str, status: Status) -> Unavailable | Unfit:
@@ -160,6 +207,12 @@ def _unpack(service: str, status: Status) -> Unavailable | Unfit:
     if code_of(status) == grpc.StatusCode.INVALID_ARGUMENT:
         return Unfit(_field(status), info.reason if info else "INVALID_REQUEST")
     return Unavailable(f"{service}_error")
+
+
+def _timestamp(at: dt.datetime) -> Timestamp:
+    made = Timestamp()
+    made.FromDatetime(at)
+    return made
 
 
 def _field(status: Status) -> str:

@@ -18,8 +18,8 @@ from aiohttp import web
 
 from lab.identity import credit_code, real_firm_code
 from lab.population import SOURCES, Kind, Population
-from lab.sandbox import Sandbox
-from loanmesh.runtime.clock import SystemClock
+from lab.sandbox import Quota, Sandbox
+from loanmesh.runtime.clock import FakeClock, SystemClock
 from services.bureau.gather import Subject
 from services.bureau.profile import Answer
 from services.bureau.sources import load_sources
@@ -107,6 +107,23 @@ async def test_a_fault_hits_its_source_only_and_ends_when_taken_back(
     assert isinstance(await sandbox.ask("tax"), Answer)
     await sandbox.control("faults", source="*", **before)
     assert isinstance(await sandbox.ask("court"), Answer)
+
+
+async def test_a_source_over_its_quota_says_so_and_the_others_answer(sandbox: Running) -> None:
+    await sandbox.control("faults", source="court", quota_per_s=0.01)
+    assert isinstance(await sandbox.ask("court"), Answer)
+    assert await sandbox.ask("court") == "overloaded"
+    assert isinstance(await sandbox.ask("tax"), Answer)
+
+
+def test_a_quota_is_a_rate_with_a_burst_of_one_second() -> None:
+    clock = FakeClock()
+    quota = Quota(clock)
+    assert sum(quota.takes(10) for _ in range(30)) == 10
+    clock.advance(0.5)
+    assert sum(quota.takes(10) for _ in range(30)) == 5
+    clock.advance(3600)
+    assert sum(quota.takes(10) for _ in range(30)) == 10
 
 
 @pytest.mark.parametrize(

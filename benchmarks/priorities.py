@@ -1,0 +1,94 @@
+"""Ten times the load, most of it bulk: do those who wait in front of a screen notice?
+
+Interactive applications alone would fill 80 % of what the mesh can do; partners and bulk come on top. Success is an
+acknowledgement within the caller's deadline of 2 s. Beside it stands how many of the interactive ones were also
+decided within 2 s, which nobody promised them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import ours
+from benchmarks.bench import Bench, Found, at_least, at_most, figure, table
+from benchmarks.core import IN_FLIGHT
+from benchmarks.generator import DEADLINE_S, Decided, Played, decisions, traffic
+from benchmarks.load import closed_loop
+from lab.population import Population
+from loanmesh.client import Client
+
+FULL = 10.0
+HALF = 0.5
+INTERACTIVE = 0.8
+"""Of capacity."""
+SUBJECTS = 300
+LONGEST_DRAIN_S = 300.0
+
+
+async def measure(bench: Bench) -> Found:
+    """Half load, then ten times, with the same interactive traffic in proportion."""
+    clock = bench.clock
+    async with (
+        ours.our_mesh(bench) as mesh,
+        Client(mesh.parts["intake"].address) as client,
+    ):
+        address = mesh.parts["intake"].address
+        await traffic(bench, address, rate=100, seconds=SUBJECTS / 100, subjects=SUBJECTS)  # Fills bureau's cache.
+        prepared = ours.prepare(Population(bench.seed), 0, 100, clock)
+
+        async def decide(index: int) -> None:
+            await ours.decide(client, prepared[index % len(prepared)])
+
+        capacity = (await closed_loop({}, bench.size(2000, 60), IN_FLIGHT, decide, clock)).a_second
+        runs: dict[float, tuple[Played, dict[str, Decided]]] = {}
+        for load in (HALF, FULL):
+            interactive = INTERACTIVE * min(load, 1.0)
+            others = load - interactive
+            played = await traffic(
+                bench, address, rate=load * capacity, seconds=bench.size(12, 2), subjects=SUBJECTS,
+                mix=f"interactive={interactive},partner={others * 0.2},bulk={others * 0.8}",
+            )  # fmt: skip
+            await ours.all_decided(client, clock, LONGEST_DRAIN_S, poll_s=0.5)
+            runs[load] = played, await decisions(client)
+            bench.say(f"priorities: {load:g}x done")
+    return _judge(capacity, runs)
+
+
+def _judge(capacity: float, runs: Mapping[float, tuple[Played, Mapping[str, Decided]]]) -> Found:
+    def of(load: float, kind: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = runs[load][0].report["by_class"][kind]
+        return found
+
+    full = of(FULL, "interactive")
+    rows = [
+        at_least("interactive at 10x mixed load: acknowledged in time", full["in_time"] / full["offered"], "share",
+                 0.999),
+        at_most("interactive at 10x mixed load: p99 / its p99 at half load",
+                (full["p99_ms"] or float("inf")) / (of(HALF, "interactive")["p99_ms"] or 1), "ratio", 3),
+    ]  # fmt: skip
+    shown = [
+        (
+            f"{load:g}x",
+            kind,
+            figure(one["offered_a_second"]),
+            f"{one['in_time'] / one['offered']:.2%}",
+            f"{_decided_soon(*runs[load], kind):.2%}",
+            figure(one["p50_ms"] or 0),
+            figure(one["p99_ms"] or 0),
+        )
+        for load in runs
+        for kind in ("interactive", "partner", "bulk")
+        for one in [of(load, kind)]
+    ]
+    header = ("load", "class", "offered a second", "acknowledged in time", "decided within 2 s", "p50 ms", "p99 ms")
+    said = f"Capacity: {figure(capacity)} decided a second, one by one, warm."
+    return Found(rows, [said, table(header, shown)], {f"{load:g}x": runs[load][0].report["by_class"] for load in runs})
+
+
+def _decided_soon(played: Played, decided: Mapping[str, Decided], kind: str) -> float:
+    """Share of a class's arrivals that were decided within the deadline."""
+    records = [record for record in played.records if record.kind == kind]
+    found = [decided.get(record.answer.name) for record in records]
+    soon = [one for one in found if one and one.decided_at - one.created_at <= DEADLINE_S]
+    return len(soon) / len(records) if records else 1.0
