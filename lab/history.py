@@ -195,11 +195,11 @@ class Recorder:
         """A client is about to submit."""
         self.add(Submitted(self._now(), client, request_id))
 
-    def acknowledged(self, client: str, request_id: str, application: pb.Application) -> None:
-        """The answer to a submit; it is a read, too."""
+    def acknowledged(self, client: str, request_id: str, application: pb.Application, reader: str = "") -> None:
+        """The answer to a submit; it is a read, too, by `reader` where the client is several."""
         name, state = application.name, _state(application)
         self.add(Acknowledged(self._now(), client, request_id, name, application.revision, state))
-        self.read(client, application)
+        self.read(reader or client, application)
 
     def read(self, reader: str, application: pb.Application) -> None:
         """An application as GetApplication, WatchApplication or a change showed it (lists leave reasons out)."""
@@ -217,10 +217,10 @@ class Recorder:
         """A client is about to accept an offer."""
         self.add(AcceptAsked(self._now(), client, name, offer_id))
 
-    def accepted(self, client: str, offer_id: str, application: pb.Application) -> None:
+    def accepted(self, client: str, offer_id: str, application: pb.Application, reader: str = "") -> None:
         """The answer to an acceptance; it is a read, too."""
         self.add(Accepted(self._now(), client, application.name, offer_id))
-        self.read(client, application)
+        self.read(reader or client, application)
 
     def told(self, name: str, events: Iterable[pb.Event], chain_intact: bool) -> None:
         """An application's whole history, all pages of it."""
