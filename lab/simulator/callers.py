@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import grpc
 from google.protobuf import json_format
 from lending.intake.v1 import intake_service_pb2 as pb
 from lending.intake.v1.intake_service_pb2_grpc import IntakeServiceStub
@@ -38,6 +39,15 @@ class SimClient(Client):
         self._channel = Channel(network, node, "intake")  # type: ignore[assignment]  # Of the simulator, by design.
         self._stub = IntakeServiceStub(self._channel)
 
+    async def explain_within(self, name: str, limit_s: float) -> pb.ExplainDecisionResponse | None:
+        """An explanation with schedules, tried once and only so long; None where there is none by then."""
+        request = pb.ExplainDecisionRequest(name=name, include_schedules=True)
+        try:
+            explained: pb.ExplainDecisionResponse = await self._stub.ExplainDecision(request, timeout=limit_s)
+        except grpc.aio.AioRpcError:
+            return None
+        return explained
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -56,7 +66,7 @@ class Plan:
     follow: str
     """`watch`, or `poll`."""
     then: str
-    """`accept`, `withdraw`, or '' for neither."""
+    """`accept`, `withdraw`, `ask` for an explanation with schedules, or '' for nothing."""
 
     @property
     def request_id(self) -> str:
@@ -82,10 +92,21 @@ def draw_plans(dice: random.Random, count: int, over_s: float) -> list[Plan]:
             dice.random() < 0.15,
             dice.choice(["tax", "court", "central_bank"]) if dice.random() < 0.12 else "",
             dice.choice(["watch", "poll"]),
-            dice.choice(["accept", "accept", "withdraw", "", ""]),
+            dice.choice(["accept", "accept", "withdraw", "ask", ""]),
         )
         for number in range(count)
     ]
+
+
+def draw_rush(dice: random.Random) -> list[Plan]:
+    """More than can be decided at once, of no urgency, and then a few that somebody waits for."""
+    patient = [pb.PRIORITY_BULK] * 36
+    urgent = [pb.PRIORITY_INTERACTIVE] * 4
+    return [
+        Plan(number, dice.uniform(0.2, 1.0) if priority == pb.PRIORITY_BULK else dice.uniform(1.5, 3.0), "person",
+             dice.randrange(PEOPLE), priority, 0.0, False, "", "poll", "")
+        for number, priority in enumerate(patient + urgent)
+    ]  # fmt: skip
 
 
 class Shop:
@@ -172,7 +193,10 @@ class Shop:
     async def _react(self, plan: Plan, decided: pb.Application, reader: str) -> None:
         name = decided.name
         key = f"then-{plan.number:04d}"
-        if plan.then == "withdraw":
+        if plan.then == "ask":
+            if explained := await self._client.explain_within(name, self._dice.uniform(0.1, 0.9)):
+                self._recorder.explained(name, explained)
+        elif plan.then == "withdraw":
             answer = await self._patiently(lambda: self._client.withdraw(name, request_id=key))
             self._recorder.read(reader, answer)
         elif plan.then == "accept" and decided.decision.offers:

@@ -9,6 +9,8 @@ from lab.population import SOURCES
 
 INTAKE = ("intake-1", "intake-2", "intake-3")
 OTHERS = ("bureau", "scoring", "pricing")
+AT_PLACES = frozenset({"kill", "pause", "roll", "clock"})
+"""Faults that befall one process; where it does not exist in a run, they befall nobody."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,23 @@ def draw_faults(dice: random.Random, over_s: float) -> list[Fault]:
     return sorted((_draw(dice, dice.uniform(0.1, over_s)) for _ in range(count)), key=lambda fault: fault.at)
 
 
+def draw_rush_faults(dice: random.Random) -> list[Fault]:
+    """In every other rush intake is rolled, while its memory is full."""
+    return [Fault(dice.uniform(0.8, 3.0), "roll", "intake-1", 1.0)] if dice.random() < 0.5 else []
+
+
 def _draw(dice: random.Random, at: float) -> Fault:
     lasts_s = dice.uniform(0.3, 7.0)
     what = dice.choices(
         ("kill", "pause", "roll", "loss", "duplicates", "slow_network", "cut", "database", "slow_database", "source",
          "clock"),
-        (5, 3, 3, 2, 1, 1, 2, 2, 1, 6, 1),
+        (5, 5, 3, 2, 1, 1, 2, 2, 1, 6, 2),
     )[0]  # fmt: skip
     match what:
         case "kill" | "pause":
             # Mostly intake: it holds the leases.
             whom = dice.choice(INTAKE) if dice.random() < 0.65 else dice.choice(OTHERS) + "-1"
-            return Fault(at, what, whom, lasts_s, dice.randrange(40))
+            return Fault(at, what, whom, lasts_s, dice.randrange(60))
         case "roll":
             return Fault(at, what, dice.choice([*INTAKE, "bureau-1", "scoring-1", "pricing-1"]), lasts_s)
         case "loss" | "duplicates":

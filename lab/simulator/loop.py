@@ -43,6 +43,8 @@ class Node:
         """How far its clock of the day is off."""
         self.dies_in: int | None = None
         """Callbacks until it is killed; None: it is not meant to be."""
+        self.freezes_in: int | None = None
+        """Callbacks until it is paused; None: it is not meant to be."""
         self.ready: deque[Handle] = deque()
         # All of them, to the end of the run: a dead process must not be tidied up by the garbage collector meanwhile.
         self.tasks: list[asyncio.Task[Any]] = []
@@ -62,7 +64,8 @@ class Handle:
         self.when = when
         self.callback = callback
         self.args = args
-        self.context = context or contextvars.copy_context()
+        # An empty context is false, and means empty.
+        self.context = contextvars.copy_context() if context is None else context
         self.dropped = False
 
     def cancel(self) -> None:
@@ -161,15 +164,24 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 continue
             self.handles += 1
             handle.context.run(handle.callback, *handle.args)
-            if node.dies_in is not None:
-                node.dies_in -= 1
-                if node.dies_in <= 0:
-                    self.kill(node)
+            if node.dies_in is not None or node.freezes_in is not None:
+                self._count_down(node)
             if node.paused or not node.alive:
                 break
         self.current = self.world
         if self.handles > HANDLES_MAX:
             raise Stuck(f"{HANDLES_MAX} callbacks, the last for {node.name}, and no end")
+
+    def _count_down(self, node: Node) -> None:
+        """Between two awaits, wherever the process happens to be."""
+        if node.freezes_in is not None:
+            node.freezes_in -= 1
+            if node.freezes_in <= 0:
+                node.freezes_in, node.paused = None, True
+        if node.dies_in is not None:
+            node.dies_in -= 1
+            if node.dies_in <= 0:
+                self.kill(node)
 
     def _next_timer(self, at_most_s: float) -> None:
         if not self._timers:

@@ -24,6 +24,8 @@ OK = grpc.StatusCode.OK
 FAR_S = 1e9
 KEEPALIVE_S = 15.0
 """How long a connection may be dead before both ends know, where nothing resets it."""
+HOP_S_MAX = 10.0
+"""No call between services is given longer than this."""
 served_until: ContextVar[float | None] = ContextVar("served_until", default=None)
 """When the call that is being handled must be answered, virtual seconds."""
 asked_for: ContextVar[list[int] | None] = ContextVar("asked_for", default=None)
@@ -106,6 +108,7 @@ class Server:
         self._interceptor = interceptor
         self._handlers: dict[str, Any] = {}
         self._calls: dict[_Attempt, asyncio.Task[None]] = {}
+        self.on_the_way: dict[_Attempt, None] = {}
         self._accepting = True
         self.node = node
         self.service = service
@@ -142,6 +145,7 @@ class Server:
 
     def receive(self, attempt: _Attempt, body: bytes) -> None:
         """A request arrived."""
+        self.on_the_way.pop(attempt, None)
         if not self._accepting:
             attempt.reset()
             return
@@ -180,7 +184,7 @@ class Server:
 
     def _die(self) -> None:
         self._network.servers[self.service].remove(self)
-        for attempt in list(self._calls):
+        for attempt in [*self._calls, *self.on_the_way]:
             attempt.reset()
 
 
@@ -329,6 +333,7 @@ class _Attempt:
                 self.channel, server, self.method, self.deadline, self.metadata, _deaf
             )  # fmt: skip
             if server.node.alive:
+                server.on_the_way[attempt] = None
                 network.loop.post(server.node, network.latency_s(), server.receive, attempt, body)
         if not server.node.alive:
             self.reset()
@@ -397,6 +402,8 @@ class _Call:
         self._deserialise = deserialise
         self._metadata = [(key, value) for key, value in metadata or ()]
         self._deadline = self._loop.now_s + timeout if timeout is not None else FAR_S
+        if channel.retry and self._deadline > self._loop.now_s + HOP_S_MAX:
+            channel.network.observer.violate("deadlines_are_kept", "", f"{method} has no deadline to speak of")
         until = served_until.get()
         if until is not None and self._deadline > until + 1e-6 and until < FAR_S:
             text = f"{method} may take until {self._deadline:.3f}, and its caller waits until {until:.3f}"
@@ -420,6 +427,7 @@ class UnaryCall(_Call):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._task = self._loop.create_task(self._run())
+        self._task.add_done_callback(_noticed)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._task.__await__()
@@ -489,11 +497,18 @@ class UnaryCall(_Call):
         return self._channel.network.dice.random()
 
 
+def _noticed(task: asyncio.Task[Any]) -> None:
+    """A call may fail after its caller has gone: that is nobody's bug."""
+    if not task.cancelled():
+        task.exception()
+
+
 class _Intercepted(UnaryCall):
     """A call that an interceptor makes."""
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self._task = task
+        task.add_done_callback(_noticed)
 
 
 class StreamCall(_Call):

@@ -19,7 +19,7 @@ from lab.simulator.database import DatabaseServer
 from lab.simulator.loop import Node, NodeClock, VirtualLoop
 from lab.simulator.network import Channel, Network, Observer, Retry, Server, asked_for
 from lab.simulator.sources import SimWire, Sources
-from loanmesh.runtime.breaker import Breaker, BreakerSettings
+from loanmesh.runtime.breaker import Breaker, BreakerSettings, Change, State
 from loanmesh.runtime.channel import SERVICE_CONFIG, _interceptors
 from loanmesh.runtime.server import ServerInterceptor
 from services.bureau.gather import Gatherer
@@ -48,7 +48,7 @@ from services.scoring.settings import ScoringSettings
 class Sizes:
     """Settings of the simulated services: shorter and smaller than real ones, so that every bound is met in a run."""
 
-    lease_s: float = 4.0
+    lease_s: float = 2.5
     poll_s: float = 0.5
     watch_poll_s: float = 1.0
     batch_max: int = 4
@@ -246,6 +246,7 @@ class Bureau(Process):
 
     async def serve(self, server: Server) -> None:
         """Put bureau together."""
+        self._opened_at: dict[str, float] = {}
         around, sizes, clock = self.around, self.around.sizes, self.clock
         sources = known_sources()
         wire = SimWire(around.sources, clock, sizes.source_timeout_s, around.loop, around.dice, around.observer)
@@ -274,7 +275,12 @@ class Bureau(Process):
         await self.gatherer.close()
         await self.cache.close()
 
-    def _tell(self, source: str, change: Any) -> None:
+    def _tell(self, source: str, change: Change) -> None:
+        shortest_s = self.around.sizes.breaker.open_s * (1 - self.around.sizes.breaker.jitter)
+        if change.state is State.OPEN:
+            self._opened_at[source] = self.around.loop.now_s
+        elif change.state is State.HALF_OPEN and self.around.loop.now_s - self._opened_at[source] < shortest_s:
+            self.around.observer.violate("breakers_hold", "", f"that of {source} was open for too short a time")
         self.around.observer.trace(f"{self.name} breaker of {source} is {change.state.value}: {change.cause}")
 
 

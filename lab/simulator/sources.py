@@ -111,6 +111,9 @@ class SimWire(HttpWire):
             case "garbage":
                 raise Garbage(f"{source.id}: nonsense")
             case "overloaded":
+                # One that has too much to do now turns away, now breaks down.
+                if self._dice.random() < 0.5:
+                    raise aiohttp.ClientConnectionError
                 return "overloaded"
         registered, facts = facts_of()[subject.number]
         now_s = self._clock.now().timestamp()

@@ -19,21 +19,25 @@ from services.intake.tables import metadata as intake_tables
 from lab import history
 from lab.history import Acknowledged, Record, Recorder, Submitted, Violation
 from lab.population import SOURCES
-from lab.simulator.callers import LENDER, Plan, Shop, draw_plans
+from lab.simulator.callers import LENDER, Plan, Shop, draw_plans, draw_rush
 from lab.simulator.database import INTAKE_GUARDS, DatabaseServer, blank
-from lab.simulator.faults import Fault, draw_faults
+from lab.simulator.faults import AT_PLACES, Fault, draw_faults, draw_rush_faults
 from lab.simulator.loop import EPOCH_S, NodeClock, Stuck, VirtualLoop
 from lab.simulator.network import Network
 from lab.simulator.replica import SERVICES, Intake, Process, Sizes, Surroundings, hashed, known_sources
 from lab.simulator.sources import PEOPLE, Sources, facts_of, population
+from loanmesh.runtime.errors import NotFound
 from services.bureau.profile import Answer
 
 FAULTS_OVER_S = 12.0
 """Faults begin within this time; callers come within it, too."""
 HEALED_AT_S = 20.0
-"""By now everything that was broken is whole again."""
+"""By now everything that was broken is whole again, but who was frozen late, who goes on within a few seconds."""
 RECOVERY_S = 60.0
 """Within this time after that everything must be decided: a lease, the longest backoff (24 s) twice, and some."""
+
+RUSHES = 0.03
+"""Share of runs in which nothing breaks, but more arrives at once than can be decided at once."""
 
 
 @dataclass
@@ -70,6 +74,7 @@ class World:
         self._tracing = tracing
         self.network = Network(self.loop, self.dice, self)
         self.sources = Sources()
+        self.sources.latency_s = self.dice.choice([0.005, 0.02, 0.3, 0.8])
         inline = self.dice.random() < 0.5
         self.databases = {
             "intake": DatabaseServer(
@@ -86,9 +91,18 @@ class World:
         replicas = {"intake": self.dice.choice([1, 2, 2, 3]), "bureau": self.dice.choice([1, 1, 2]), "scoring": 1,
                     "pricing": 1}  # fmt: skip
         self.places = [f"{service}-{n}" for service, count in replicas.items() for n in range(1, count + 1)]
-        self.plans = draw_plans(self.dice, self.dice.randint(2, 9), FAULTS_OVER_S)
-        self.faults = [f for f in draw_faults(self.dice, FAULTS_OVER_S) if f.what not in ("kill", "pause", "roll", "clock") or f.whom in self.places]  # noqa: E501  # fmt: skip
-        self.sources_left_dead: set[str] = set()
+        self.rush = self.dice.random() < RUSHES
+        if self.rush:
+            self.places = ["intake-1", "bureau-1", "scoring-1", "pricing-1"]
+            self.sources.latency_s = 0.3
+        self.plans = (
+            draw_rush(self.dice) if self.rush else draw_plans(self.dice, self.dice.randint(2, 9), FAULTS_OVER_S)
+        )
+        self.faults = [
+            fault
+            for fault in (draw_rush_faults(self.dice) if self.rush else draw_faults(self.dice, FAULTS_OVER_S))
+            if fault.whom in self.places or fault.what not in AT_PLACES
+        ]
 
     # --- Told by everybody ---
 
@@ -155,8 +169,12 @@ class World:
                     self.start(fault.whom)
             case "pause":
                 node = self.processes[fault.whom].node
-                node.paused = True
-                await ends.wait()
+                node.freezes_in = int(fault.how)
+                while not node.paused and not ends.is_set():
+                    await clock.sleep(0.02)
+                node.freezes_in = None
+                if node.paused:
+                    await clock.sleep(fault.lasts_s)
                 node.paused = False
             case "roll":
                 old = self.processes[fault.whom]
@@ -281,20 +299,25 @@ class World:
         servicer: Any = intake.servicer
         names = dict.fromkeys(r.name for r in self.recorder.records if isinstance(r, Acknowledged))
         for name in names:
-            page = pb.ListEventsRequest(parent=name, page_size=1000)
-            told = await servicer.ListEvents(page, None)
-            self.recorder.told(name, told.events, told.chain_intact)
-            shown = (await servicer.GetApplication(pb.GetApplicationRequest(name=name), None)).application
-            if shown.HasField("decision"):
-                explained = await servicer.ExplainDecision(pb.ExplainDecisionRequest(name=name), None)
-                self.recorder.explained(name, explained)
-            if shown.state == pb.Application.STATE_PENDING:
-                text = f"still pending {RECOVERY_S:g} s after all was whole, waiting for {', '.join(shown.waiting_for)}"
-                self.violate("decided_in_time", name, text)
-            self.recorder.standing(shown)
+            with contextlib.suppress(NotFound):  # Then it stands nowhere, and the checker says so.
+                await self._look_at(name, servicer)
+
+    async def _look_at(self, name: str, servicer: Any) -> None:
+        shown = (await servicer.GetApplication(pb.GetApplicationRequest(name=name), None)).application
+        told = await servicer.ListEvents(pb.ListEventsRequest(parent=name, page_size=1000), None)
+        self.recorder.told(name, told.events, told.chain_intact)
+        if shown.HasField("decision"):
+            explained = await servicer.ExplainDecision(pb.ExplainDecisionRequest(name=name), None)
+            self.recorder.explained(name, explained)
+        if shown.state == pb.Application.STATE_PENDING:
+            text = f"still pending {RECOVERY_S:g} s after all was whole, waiting for {', '.join(shown.waiting_for)}"
+            self.violate("decided_in_time", name, text)
+        self.recorder.standing(shown)
 
     def _judged(self) -> Iterator[Violation]:
         yield from history.check(self.recorder.records, SOURCES)
+        if self.rush and not self.faults:
+            yield from self._overtaken()
         asked = {(r.client, r.request_id) for r in self.recorder.records if isinstance(r, Submitted)}
         seen: set[tuple[str, str]] = set()
         for application_id, client, request_id in self.databases["intake"].ask(
@@ -304,6 +327,18 @@ class World:
                 text = f"stored beside another of request {request_id}, or asked for by nobody"
                 yield Violation("nothing_is_stored_twice", application_id, text, ())
             seen.add((client, request_id))
+
+    def _overtaken(self) -> Iterator[Violation]:
+        """In a rush, who is urgent waits for what is in memory already, and for nothing that lies in the store."""
+        rows = self.databases["intake"].ask(
+            "SELECT a.id, a.priority, a.created_at, d.decided_at FROM application a JOIN decision d"
+            " ON d.application_id = a.id ORDER BY a.id"
+        )
+        patient = [decided_at for _, priority, _, decided_at in rows if priority == pb.PRIORITY_BULK]
+        for application_id, priority, created_at, decided_at in rows:
+            overtook = sum(created_at < other < decided_at for other in patient)
+            if priority == pb.PRIORITY_INTERACTIVE and overtook > 3 * self.sizes.held_max:
+                yield Violation("urgent_goes_first", application_id, f"{overtook} of no urgency were decided before", ())
 
 
 def plan_identity(plan: Plan) -> str:
