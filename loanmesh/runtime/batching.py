@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import LoanmeshError, Overloaded
 
 I = TypeVar("I")  # noqa: E741  Item.
@@ -21,6 +22,7 @@ class Batcher(Generic[I, O]):
     max_items  largest batch.
     max_waiting  most items that wait; beyond, `submit` raises Overloaded at once.
     in_flight  batches under way at the same time.
+    clock      tells how long the oldest has waited: the signal of overload.
     """
 
     def __init__(
@@ -29,14 +31,22 @@ class Batcher(Generic[I, O]):
         *,
         max_items: int,
         max_waiting: int,
+        clock: Clock,
         in_flight: int = 1,
     ) -> None:
         self._run = run
         self._max_items = max_items
         self._max_waiting = max_waiting
         self._free = in_flight
+        self._clock = clock
         self._waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
+        self._arrived: OrderedDict[asyncio.Future[O], float] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def waited_s(self) -> float:
+        """How long the oldest item that is not answered has been here, seconds."""
+        return self._clock.monotonic() - next(iter(self._arrived.values())) if self._arrived else 0.0
 
     async def submit(self, item: I) -> O:
         """The item's outcome. A cancelled caller leaves its item in the batch: the work may already have been done."""
@@ -44,6 +54,7 @@ class Batcher(Generic[I, O]):
             raise Overloaded(f"{len(self._waiting)} requests wait already; nothing was stored", retry_s=0.5)
         future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
+        self._arrived[future] = self._clock.monotonic()
         if self._free:
             self._free -= 1
             task = asyncio.create_task(self._work())
@@ -66,6 +77,7 @@ class Batcher(Generic[I, O]):
         except Exception as error:  # noqa: BLE001  Each caller of the batch is handed it.
             outcomes = [error] * len(batch)
         for (_, future), outcome in zip(batch, outcomes, strict=True):
+            del self._arrived[future]
             if future.done():
                 continue
             if isinstance(outcome, Exception):

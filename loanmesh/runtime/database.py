@@ -9,6 +9,7 @@ dialects differ: `{now}` (the database's clock, seconds since 1970), `{skip_lock
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import sqlite3
 import threading
@@ -197,13 +198,12 @@ _POSTGRES_WORDS = {
     "{skip_locked}": "FOR UPDATE SKIP LOCKED",
     "{for_update}": "FOR UPDATE",
 }
-_UNREACHABLE = (
-    OSError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.InterfaceError,
-    TimeoutError,
-)
+_UNREACHABLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+_OUR_MISTAKES = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.SyntaxOrAccessError)
+"""What no later try would mend; all else is a database that cannot serve us now, whatever its reason."""
+_AT_ONCE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+"""Somebody else came first; nothing is wrong, and the same script passes when it is run again."""
+_RUNS_MAX = 5
 
 
 class PostgresDatabase:
@@ -225,11 +225,16 @@ class PostgresDatabase:
 
     async def run(self, script: Callable[[], Script[T]]) -> T:
         """Run a script in one transaction."""
-        try:
-            async with self._pool.acquire(timeout=10) as connection, connection.transaction():
-                return await self._drive(connection, script())
-        except (asyncpg.DiskFullError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, *_UNREACHABLE) as error:
-            raise DependencyDown(f"the database cannot be written: {type(error).__name__}") from error
+        for run in range(1, _RUNS_MAX + 1):
+            try:
+                async with self._pool.acquire(timeout=10) as connection, connection.transaction():
+                    return await self._drive(connection, script())
+            except _OUR_MISTAKES:
+                raise
+            except _UNREACHABLE as error:
+                if not isinstance(error, _AT_ONCE) or run == _RUNS_MAX:
+                    raise DependencyDown(f"the database cannot be written: {type(error).__name__}") from error
+        raise AssertionError("the last run returns or raises")
 
     async def _drive(self, connection: Any, script: Script[T]) -> T:
         try:
@@ -245,7 +250,9 @@ class PostgresDatabase:
         try:
             async with self._pool.acquire(timeout=10) as connection:
                 return [tuple(row) for row in await connection.fetch(_postgres_text(sql), *params)]
-        except (asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, *_UNREACHABLE) as error:
+        except _OUR_MISTAKES:
+            raise
+        except _UNREACHABLE as error:
             raise DependencyDown(f"the database cannot be read: {type(error).__name__}") from error
 
     async def close(self) -> None:
@@ -257,7 +264,7 @@ class PostgresDatabase:
 def _postgres_text(sql: str) -> str:
     for word, text in _POSTGRES_WORDS.items():
         sql = sql.replace(word, text)
-    count = iter(range(1, 1000))
+    count = itertools.count(1)
     return re.sub(r"\?", lambda _: f"${next(count)}", sql)
 
 

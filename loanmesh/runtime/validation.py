@@ -5,6 +5,14 @@ from __future__ import annotations
 import protovalidate
 from google.protobuf.message import Message
 
+from loanmesh.runtime.errors import InvalidRequest
+
+
+def refusal(message: Message) -> InvalidRequest | None:
+    """What is wrong with a message, as the error to answer with; None where it is well formed."""
+    found = violations(message)
+    return InvalidRequest(*found) if found else None
+
 
 def violations(message: Message) -> list[tuple[str, str]]:
     """Every broken rule, as (path of the field, rule in words); empty where the message is well formed."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lending.type.v1.party_pb2 import Consent, Party
 
-CLOCK_SKEW = dt.timedelta(minutes=5)
+CLOCK_SKEW_S = 300.0
 """How far ahead the clock of whoever took the consent may run."""
 
 
@@ -16,11 +16,12 @@ def has_consent(consents: Sequence[Consent], party: Party, source: str, now: dt.
 
     A consent without a role is the borrower's, and nobody else's. It ends at its expire_time, that moment excluded.
     """
+    now_s = now.timestamp()
     return any(
         consent.source == source
         and consent.purpose == Consent.PURPOSE_CREDIT_ASSESSMENT
         and (consent.party_role or Party.ROLE_BORROWER) == party.role
-        and consent.given_time.ToDatetime(dt.UTC) <= now + CLOCK_SKEW
-        and (not consent.HasField("expire_time") or now < consent.expire_time.ToDatetime(dt.UTC))
+        and consent.given_time.seconds <= now_s + CLOCK_SKEW_S
+        and (not consent.HasField("expire_time") or now_s < consent.expire_time.seconds)
         for consent in consents
     )

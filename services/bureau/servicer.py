@@ -12,6 +12,7 @@ from lending.type.v1.party_pb2 import Identity, Party
 from loanmesh.runtime.errors import InvalidRequest
 from loanmesh.runtime.identity import valid_credit_code, valid_resident_id
 from loanmesh.runtime.status import item_status
+from loanmesh.runtime.validation import refusal
 from services.bureau.gather import Gatherer
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -30,7 +31,7 @@ class BureauServicer(BureauServiceServicer):
 
     async def GatherProfiles(self, request: pb.GatherProfilesRequest, context: _Context) -> pb.GatherProfilesResponse:
         """One profile an item; an identity that cannot be fails its item alone."""
-        errors = [_error(item.party) for item in request.items]
+        errors = [refusal(item) or _error(item.party) for item in request.items]
         sound = [item for item, error in zip(request.items, errors, strict=True) if error is None]
         profiles = iter(await self._gatherer.gather(sound))
         return pb.GatherProfilesResponse(

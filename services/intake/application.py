@@ -15,7 +15,7 @@ from lending.intake.v1.intake_service_pb2 import Application
 from lending.type.v1.party_pb2 import Identity, Party
 
 from loanmesh.runtime.errors import WrongState
-from loanmesh.runtime.identity import valid_credit_code, valid_resident_id
+from loanmesh.runtime.identity import age_on, valid_credit_code, valid_resident_id
 
 OUTPUT_ONLY = (
     "name", "state", "create_time", "update_time", "estimate_time", "waiting_for", "missing_information",
@@ -35,6 +35,9 @@ class State(StrEnum):
     EXPIRED = "EXPIRED"
 
 
+AGE_YEARS_MAX = 130
+CLOCK_SKEW_S = 300.0
+"""How far ahead a caller's clock may run."""
 FINAL = frozenset({State.DECIDED, State.OFFER_ACCEPTED, State.WITHDRAWN, State.EXPIRED})
 """States in which a watcher need not wait for a decision any more."""
 
@@ -77,6 +80,8 @@ class New:
     priority: int
     channel: str
     created_at: float
+    traceparent: str = ""
+    """W3C trace context of the call that brought it; '' where it is not traced."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,10 @@ class Claim:
     payload: bytes
     waiting_for: str
     created_at: float
+    priority: int = 1
+    not_before: float = 0.0
+    """Its place in the queue: when it came, or may be looked at again, by the database's clock."""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,16 @@ class Snapshot:
     created_at: float
     updated_at: float
     decision: bytes | None
+    priority: int = 1
+
+
+def as_stored(new: New) -> Snapshot:
+    """A new application as it stands right after it was stored."""
+    return Snapshot(
+        id=new.id, lender=new.lender, payload=new.payload, state=State.PENDING, not_before=0.0, waiting_for=(),
+        missing=(), due_at=None, assessment=1, accepted_offer="", revision=1, created_at=new.created_at,
+        updated_at=new.created_at, decision=None, priority=new.priority,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,9 +177,9 @@ def inputs_of(application: Application) -> Application:
     return copy
 
 
-def digest(message: Message) -> str:
-    """SHA-256 of what a message says, hexadecimal."""
-    return hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()
+def digest(said: bytes) -> str:
+    """SHA-256 of a message in its deterministic form, hexadecimal."""
+    return hashlib.sha256(said).hexdigest()
 
 
 def unsound(application: Application, now: dt.datetime) -> Iterator[tuple[str, str]]:
@@ -177,12 +196,15 @@ def unsound(application: Application, now: dt.datetime) -> Iterator[tuple[str, s
         # The value is personal data: the rule is named, never the value.
         elif not (valid_resident_id if person else valid_credit_code)(party.identity.value):
             yield f"{where}.value", "check character does not fit the number"
+        elif person and not 0 <= (age_on(party.identity.value, now.date()) or 0) <= AGE_YEARS_MAX:
+            yield f"{where}.value", f"date of birth must lie in the last {AGE_YEARS_MAX} years"
+    latest_s = now.timestamp() + CLOCK_SKEW_S
     for index, consent in enumerate(application.consents):
         where = f"application.consents[{index}]"
-        given = consent.given_time.ToDatetime(dt.UTC)
-        if given > now + dt.timedelta(minutes=5):
+        given_s = consent.given_time.seconds
+        if given_s > latest_s:
             yield f"{where}.given_time", "must not lie in the future"
-        if consent.HasField("expire_time") and consent.expire_time.ToDatetime(dt.UTC) < given:
+        if consent.HasField("expire_time") and consent.expire_time.seconds < given_s:
             yield f"{where}.expire_time", "must not be before given_time"
 
 

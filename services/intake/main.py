@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 import structlog
@@ -15,10 +16,14 @@ from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.server import Service, run
+from loanmesh.runtime.tracing import current_traceparent, linked_span
+from services.intake.application import Claim
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
+from services.intake.ports import Deferred, Result
+from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
 from services.intake.store import Store
@@ -52,26 +57,31 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     channels = [
         open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
     ]
-    pricing = GrpcPricing(channels[2])
-    watch = Watch(store.revisions, clock, settings.lease.poll_s)
+    scoring, pricing = GrpcScoring(channels[1]), GrpcPricing(channels[2])
+    watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
 
-    def settled(ids: set[str]) -> None:
-        estimate.decided(len(ids))
-        watch.changed(ids)
+    def settled(results: Mapping[str, Result]) -> None:
+        estimate.decided(sum(not isinstance(result, Deferred) for result in results.values()), worker.busy)
+        watch.settled(results)
 
     pipeline = Pipeline(
         GrpcBureau(channels[0]),
-        GrpcScoring(channels[1]),
+        scoring,
         pricing,
         store,
         clock,
         random.Random(),
         settings.due.information_days,
     )
+
+    async def decide(claims: Sequence[Claim]) -> Mapping[str, Result]:
+        with linked_span("decide", [claim.traceparent for claim in claims]):
+            return await pipeline.decide_batch(claims)
+
     worker = Worker(
         store,
-        pipeline.decide_batch,
+        decide,
         clock,
         batch_max=settings.work.batch_max,
         batches=settings.work.batches_in_flight,
@@ -87,13 +97,20 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         watch,
         estimate,
         pricing.schedules,
+        Replay(scoring, pricing),
         labels(),
         clock,
         lambda: new_uuid7(clock),
         settings.work.accepts_waiting_max,
+        settings.work.queue_s_max,
+        current_traceparent,
     )
     worker.start()
     watch.start()
+
+    async def drain() -> None:
+        await worker.drain()
+        watch.leave()
 
     async def close() -> None:
         await watch.stop()
@@ -104,7 +121,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         [(add_IntakeServiceServicer_to_server, servicer)],
         ["lending.intake.v1.IntakeService"],
         close=close,
-        drain=worker.drain,
+        drain=drain,
     )
 
 

@@ -5,10 +5,12 @@ A call that fails makes every case of its batch wait; it never raises. Retries a
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 from lending.bureau.v1.bureau_service_pb2 import CreditProfile, GatherProfilesRequest
 from lending.bureau.v1.bureau_service_pb2_grpc import BureauServiceStub
@@ -117,6 +119,7 @@ class GrpcPricing:
                     profile=case.profile,
                     score=case.score,
                     age_years=case.age_years,
+                    as_of_time=_timestamp(case.as_of) if case.as_of else None,
                 )
                 for case in cases
             ]
@@ -146,8 +149,9 @@ async def _ask(
     try:
         answers = await call()
     except grpc.aio.AioRpcError as error:
-        overloaded = error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        return [Unavailable(f"{service}_{'overloaded' if overloaded else 'unavailable'}")] * count
+        if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return [Unavailable(f"{service}_overloaded", overloaded=True)] * count
+        return [Unavailable(f"{service}_unavailable")] * count
     if len(answers) != count:
         return [Unavailable(f"{service}_error")] * count
     return [_unpack(service, answer) if isinstance(answer, Status) else answer for answer in answers]
@@ -160,6 +164,12 @@ def _unpack(service: str, status: Status) -> Unavailable | Unfit:
     if code_of(status) == grpc.StatusCode.INVALID_ARGUMENT:
         return Unfit(_field(status), info.reason if info else "INVALID_REQUEST")
     return Unavailable(f"{service}_error")
+
+
+def _timestamp(at: dt.datetime) -> Timestamp:
+    made = Timestamp()
+    made.FromDatetime(at)
+    return made
 
 
 def _field(status: Status) -> str:

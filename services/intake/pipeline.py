@@ -33,7 +33,9 @@ from services.intake.ports import (
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 20.0
 _COMPLETE = frozenset({SourceReport.STATE_FRESH, SourceReport.STATE_NOT_FOUND})
-_OUTCOMES = {
+_TOO_BUSY = frozenset({"overloaded", "bulkhead_full"})
+"""Words of the bureau for a source that was asked too much; it is well otherwise."""
+OUTCOMES = {
     Pricing.OUTCOME_APPROVED: Decision.OUTCOME_APPROVED,
     Pricing.OUTCOME_COUNTER_OFFER: Decision.OUTCOME_COUNTER_OFFER,
     Pricing.OUTCOME_DECLINED: Decision.OUTCOME_DECLINED,
@@ -62,27 +64,21 @@ class Pipeline:
         self._dice = dice
         self._information_days = information_days
 
-    async def decide_batch(self, claims: Sequence[Claim]) -> set[str]:
-        """Take a batch as far as evidence allows and commit it; the ids that were committed.
+    async def decide_batch(self, claims: Sequence[Claim]) -> dict[str, Result]:
+        """Take a batch as far as evidence allows and commit it; what was committed, by application id.
 
         Each application goes its own way: one that a stage cannot answer for drops out as deferred or awaiting
         information, and none is ever declined for it. Raises DependencyDown when the store cannot commit; the leases
         then end by themselves and the work is done again.
         """
         results: list[Result] = []
-        cases = [self._open(claim) for claim in claims]
+        cases = [open_case(claim) for claim in claims]
         cases = await self._stage(cases, self._bureau.gather, _set_profile, results)
         cases = await self._stage(cases, self._scoring.score, _set_score, results)
         cases = await self._stage(cases, self._pricing.price, _set_pricing, results)
         results.extend(self._conclude(case) for case in cases)
-        return await self._store.settle(results)
-
-    def _open(self, claim: Claim) -> Case:
-        application = Application.FromString(claim.payload)
-        party = borrower(application)
-        applied_on = dt.datetime.fromtimestamp(claim.created_at, dt.UTC).date()
-        age = age_on(party.identity.value, applied_on) if party.kind == Party.KIND_PERSON else None
-        return Case(claim, application, age_years=age)
+        committed = await self._store.settle(results)
+        return {result.claim.id: result for result in results if result.claim.id in committed}
 
     async def _stage(
         self,
@@ -113,7 +109,7 @@ class Pipeline:
         # Whatever pricing says, a decline leaves this house on complete evidence that is in date, or not at all.
         if pricing.outcome == Pricing.OUTCOME_DECLINED and (gaps := self._gaps(profile)):
             return self._without(case, Unavailable("source_missing", missing_sources=gaps))
-        if pricing.outcome not in _OUTCOMES:
+        if pricing.outcome not in OUTCOMES:
             return self._without(case, Unavailable("pricing_error"))
         return self._decided(case, profile, score, pricing)
 
@@ -127,17 +123,7 @@ class Pipeline:
 
     def _decided(self, case: Case, profile: CreditProfile, score: Score, pricing: Pricing) -> Decided:
         now = self._clock.now()
-        decision = Decision(
-            assessment=case.claim.assessment,
-            outcome=_OUTCOMES[pricing.outcome],
-            offers=pricing.offers,
-            reasons=[*pricing.reasons, *score.factors],
-            grade=score.grade,
-            pd=score.pd,
-            degradations=pricing.degradations,
-            model=score.model,
-            policy=pricing.policy,
-        )
+        decision = decision_from(case.claim.assessment, score, pricing)
         decision.decide_time.FromDatetime(now)
         outcome = Pricing.Outcome.Name(pricing.outcome).removeprefix("OUTCOME_")
         return Decided(
@@ -169,7 +155,9 @@ class Pipeline:
                 case, [{"field": "consents", "source": source, "reason": "CONSENT_MISSING"} for source in unconsented]
             )
         waiting_for = tuple(f"source_missing:{source}" for source in gap.missing_sources) or (gap.cause,)
-        return Deferred(case.claim, waiting_for, self._retry_s(case, gap, absent), self._clock.now().timestamp())
+        overloaded = gap.overloaded or (bool(absent) and all(r.missing_cause in _TOO_BUSY for r in absent))
+        retry_s = 0.0 if overloaded else self._retry_s(case, gap, absent)
+        return Deferred(case.claim, waiting_for, retry_s, self._clock.now().timestamp(), overloaded)
 
     def _retry_s(self, case: Case, gap: Unavailable, absent: Iterable[SourceReport]) -> float:
         """When to look again: when the last of the missing sources may be back, else after a jittered backoff."""
@@ -182,6 +170,30 @@ class Pipeline:
     def _awaiting(self, case: Case, missing: list[dict[str, str]]) -> Awaiting:
         now_s = self._clock.now().timestamp()
         return Awaiting(case.claim, tuple(missing), now_s + self._information_days * 86400, now_s)
+
+
+def open_case(claim: Claim) -> Case:
+    """A claimed application, ready for the stages."""
+    application = Application.FromString(claim.payload)
+    party = borrower(application)
+    applied_on = dt.datetime.fromtimestamp(claim.created_at, dt.UTC).date()
+    age = age_on(party.identity.value, applied_on) if party.kind == Party.KIND_PERSON else None
+    return Case(claim, application, age_years=age)
+
+
+def decision_from(assessment: int, score: Score, pricing: Pricing) -> Decision:
+    """What scoring and pricing said, as a decision; not yet made at any time."""
+    return Decision(
+        assessment=assessment,
+        outcome=OUTCOMES[pricing.outcome],
+        offers=pricing.offers,
+        reasons=[*pricing.reasons, *score.factors],
+        grade=score.grade,
+        pd=score.pd,
+        degradations=pricing.degradations,
+        model=score.model,
+        policy=pricing.policy,
+    )
 
 
 def _set_profile(case: Case, profile: CreditProfile) -> None:

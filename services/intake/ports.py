@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,8 @@ class Unavailable:
     """When to try again; None: after the usual backoff."""
     missing_sources: tuple[str, ...] = ()
     """Sources whose absence is the reason."""
+    overloaded: bool = False
+    """Whether it was asked too much, and nothing is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Case:
     score: Score | None = None
     pricing: Pricing | None = None
     age_years: int | None = None
+    as_of: dt.datetime | None = None
+    """For a replay: when it was priced. None: now."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Deferred:
     waiting_for: tuple[str, ...]
     retry_s: float
     at: float
+    overloaded: bool = False
+    """Turned away as too much at once: it keeps its place in the queue, and the worker slows down."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ class Records(Protocol):
 
     async def accept(self, batch: Sequence[tuple[New, bool]]) -> list[Stored]: ...
     async def get(self, lender: str, application_id: str) -> Snapshot: ...
+    async def submitted(self, lender: str, application_id: str) -> bytes: ...
     async def get_many(self, ids: Sequence[str]) -> dict[str, Snapshot]: ...
     async def page(
         self, lender: str, page_size: int, page_token: str, filter_: str, order_by: str
@@ -129,7 +137,7 @@ class Records(Protocol):
         lender: str,
         application_id: str,
         request_id: str,
-        payload_hash: str,
+        said: Mapping[str, str],
         kind: str,
         details: dict[str, str],
         apply: Callable[[State, bytes, bytes | None], dict[str, object]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -18,19 +19,27 @@ from lending.type.v1.offer_pb2 import Offer
 from loanmesh.runtime.batching import Batcher
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.deadline import remaining_s
-from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotFound, RequestIdConflict, WrongState
+from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, Overloaded, RequestIdConflict, WrongState
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.validation import violations
 from services.intake import application as domain
 from services.intake.application import FINAL, New, Snapshot, State, Stored
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
-from services.intake.ports import Records
-from services.intake.watch import Watch
+from services.intake.ports import Awaiting, Decided, Records
+from services.intake.replay import Replay
+from services.intake.watch import Watch, Watching
 from services.intake.worker import Worker
 
 DEFAULT_CLIENT = "local"
 CLIENT_HEADER = "loanmesh-client"
+QUEUE_HEADER = "loanmesh-queue-ms"
+"""Trailing metadata: how long the request waited here before it was stored, milliseconds; callers slow down by it."""
+QUEUE_SHARES = {int(pb.PRIORITY_INTERACTIVE): 1.0, int(pb.PRIORITY_PARTNER): 0.5}
+"""Share of the longest queue delay at which a class is turned away; what can wait goes first."""
+QUEUE_SHARE_OTHERS = 0.25
+BATCH_ITEMS_MAX = 500
+"""As the contract says."""
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Schedules = Callable[[Sequence[Offer]], Any]
 
@@ -45,21 +54,29 @@ class IntakeServicer(IntakeServiceServicer):
         watch: Watch,
         estimate: Estimate,
         schedules: _Schedules,
+        replay: Replay,
         labels: Mapping[str, Label],
         clock: Clock,
         new_id: Callable[[], str],
         accepts_waiting_max: int,
+        queue_s_max: float,
+        traceparent: Callable[[], str] = str,
     ) -> None:
         self._store = store
         self._worker = worker
         self._watch = watch
         self._estimate = estimate
         self._schedules = schedules
+        self._replay = replay
         self._labels = labels
         self._clock = clock
         self._new_id = new_id
+        self._queue_s_max = queue_s_max
+        self._traceparent = traceparent
+        self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
+        self._aside_max = max(1, accepts_waiting_max // BATCH_ITEMS_MAX)
         self._accepts: Batcher[New, Stored] = Batcher(
-            self._accept_batch, max_items=256, max_waiting=accepts_waiting_max, in_flight=2
+            self._accept_batch, max_items=256, max_waiting=accepts_waiting_max, clock=clock
         )
 
     # --- In ---
@@ -68,86 +85,140 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.SubmitApplicationRequest, context: _Context
     ) -> pb.SubmitApplicationResponse:
         """Store, acknowledge; wait for the decision where asked."""
-        stored = await self._accept(request.parent, request, _client(context))
+        started = self._clock.monotonic()
+        new = self._new(request.parent, request, _client(context))
         wait_s = request.wait.ToNanoseconds() / 1e9
-        if wait_s > 0:
-            await self._wait_decided(request.parent, stored.id, remaining_s(self._clock.monotonic(), wait_s))
-        snapshot = await self._store.get(request.parent, stored.id)
+        with self._watch(new.id) as watching:
+            stored = await self._accept(new)
+            queued_ms = (self._clock.monotonic() - started) * 1000
+            context.set_trailing_metadata(((QUEUE_HEADER, f"{queued_ms:.0f}"),))
+            if wait_s > 0:
+                left_s = remaining_s(self._clock.monotonic(), wait_s)
+                snapshot = await self._decided(stored, new, watching, left_s)
+            else:
+                snapshot = await self._snapshot(stored, new)
         return pb.SubmitApplicationResponse(application=await self._to_proto(snapshot))
 
     async def BatchSubmitApplications(
         self, request: pb.BatchSubmitApplicationsRequest, context: _Context
     ) -> pb.BatchSubmitApplicationsResponse:
         """Store many; each for itself."""
+        started = self._clock.monotonic()
         client = _client(context)
-        outcomes = await asyncio.gather(
-            *(self._accept(request.parent, item, client, check=True) for item in request.requests),
-            return_exceptions=True,
-        )
-        ids = [outcome.id for outcome in outcomes if isinstance(outcome, Stored)]
-        snapshots = await self._store.get_many(ids)
         response = pb.BatchSubmitApplicationsResponse()
-        for item, outcome in zip(request.requests, outcomes, strict=True):
+        good: list[tuple[pb.BatchSubmitApplicationsResponse.Result, New]] = []
+        for item in request.requests:
             result = response.results.add(request_id=item.request_id)
-            if isinstance(outcome, Stored):
-                result.application.CopyFrom(await self._to_proto(snapshots[outcome.id]))
-            elif isinstance(outcome, LoanmeshError):
-                result.error.CopyFrom(item_status(outcome))
+            try:
+                good.append((result, self._new(request.parent, _checked(request.parent, item), client)))
+            except InvalidRequest as error:
+                result.error.CopyFrom(item_status(error))
+        self._admit(min((new.priority for _, new in good), default=pb.PRIORITY_BULK))
+        if len(self._aside) >= self._aside_max:
+            raise Overloaded(f"{len(self._aside)} batches are being stored already; nothing was stored", retry_s=0.5)
+        stored = await asyncio.shield(self._accept_aside([new for _, new in good]))
+        old = await self._store.get_many([one.id for one in stored if one.existed])
+        for (result, new), one in zip(good, stored, strict=True):
+            try:
+                await self._require_same(one, new)
+            except RequestIdConflict as error:
+                result.error.CopyFrom(item_status(error))
             else:
-                raise outcome
+                snapshot = old[one.id] if one.existed else domain.as_stored(new)
+                result.application.CopyFrom(await self._to_proto(snapshot))
+        context.set_trailing_metadata(((QUEUE_HEADER, f"{(self._clock.monotonic() - started) * 1000:.0f}"),))
         return response
 
-    async def _accept(
-        self, parent: str, request: pb.SubmitApplicationRequest, client: str, check: bool = False
-    ) -> Stored:
-        if check:
-            if request.parent not in ("", parent):
-                raise InvalidRequest(("parent", f"must be empty or {parent}"))
-            item = pb.SubmitApplicationRequest()
-            item.CopyFrom(request)
-            item.parent = parent
-            if found := violations(item):
-                raise InvalidRequest(*found)
+    def _new(self, parent: str, request: pb.SubmitApplicationRequest, client: str) -> New:
+        """The application as it will be stored. Raises InvalidRequest."""
         now = self._clock.now()
         if unsound := list(domain.unsound(request.application, now)):
             raise InvalidRequest(*unsound)
         inputs = domain.inputs_of(request.application)
-        new = New(
+        payload = inputs.SerializeToString(deterministic=True)
+        return New(
             id=self._new_id(),
             lender=parent,
             client_id=client,
             request_id=request.request_id,
-            payload=inputs.SerializeToString(deterministic=True),
-            payload_hash=domain.digest(inputs),
+            payload=payload,
+            payload_hash=domain.digest(payload),
             priority=int(inputs.priority or pb.PRIORITY_INTERACTIVE),
             channel=inputs.channel,
             created_at=now.timestamp(),
+            traceparent=self._traceparent(),
         )
+
+    def _admit(self, priority: int) -> None:
+        """Raise Overloaded where storing is so far behind that a request of the class had better come later."""
+        waited_s = self._accepts.waited_s
+        if waited_s > self._queue_s_max * QUEUE_SHARES.get(priority, QUEUE_SHARE_OTHERS):
+            raise Overloaded(f"storing is {waited_s:.1f} s behind; nothing was stored", retry_s=max(0.2, waited_s))
+
+    async def _accept(self, new: New) -> Stored:
+        self._admit(new.priority)
         stored = await self._accepts.submit(new)
-        if stored.payload_hash != new.payload_hash:
-            before = pb.Application.FromString((await self._store.get(parent, stored.id)).payload)
-            fields = ", ".join(domain.differing(before, inputs))
-            raise RequestIdConflict(
-                f"request_id {request.request_id} was used for {parent}/applications/{stored.id},"
-                f" which differs in: {fields}",
-                fields=fields,
-            )
+        await self._require_same(stored, new)
         return stored
+
+    async def _require_same(self, stored: Stored, new: New) -> None:
+        if stored.payload_hash == new.payload_hash:
+            return
+        before = pb.Application.FromString(await self._store.submitted(new.lender, stored.id))
+        fields = ", ".join(domain.differing(before, pb.Application.FromString(new.payload)))
+        raise RequestIdConflict(
+            f"request_id {new.request_id} was used for {new.lender}/applications/{stored.id},"
+            f" which differs in: {fields}",
+            fields=fields,
+        )
 
     async def _accept_batch(self, batch: Sequence[New]) -> Sequence[Stored]:
-        stored = await self._store.accept([(new, self._worker.has_room) for new in batch])
-        for one in stored:
-            if one.claim:
-                self._worker.offer(one.claim)
+        room = [self._worker.has_room(new.priority, more) for more, new in enumerate(batch)]
+        stored = await self._store.accept(list(zip(batch, room, strict=True)))
+        self._worker.offer([one.claim for one in stored if one.claim])
         return stored
 
-    async def _wait_decided(self, lender: str, application_id: str, wait_s: float) -> None:
+    def _accept_aside(self, batch: Sequence[New]) -> asyncio.Task[Sequence[Stored]]:
+        """In a task of its own: a caller who gives up must not leave rows leased to us that nobody works on."""
+
+        async def accept() -> Sequence[Stored]:
+            try:
+                return await self._accept_batch(batch)
+            finally:
+                self._aside.discard(task)
+
+        task = asyncio.create_task(accept())
+        self._aside.add(task)
+        return task
+
+    async def _snapshot(self, stored: Stored, new: New) -> Snapshot:
+        return await self._store.get(new.lender, stored.id) if stored.existed else domain.as_stored(new)
+
+    async def _decided(self, stored: Stored, new: New, watching: Watching, wait_s: float) -> Snapshot:
+        """The application when it is decided, or as it stands when the wait is over: pending is a normal answer."""
+        if stored.existed:
+            return await self._when_final(new.lender, stored.id, wait_s)
         try:
             async with asyncio.timeout(wait_s):
-                async for _ in self._changes(lender, application_id):
-                    pass
-        except TimeoutError:
-            return  # Pending is a normal answer.
+                while not isinstance(result := await watching.next_change(), Decided):
+                    # Changed elsewhere, by another replica or its applicant; or nothing comes without the applicant.
+                    if result is None or isinstance(result, Awaiting):
+                        snapshot = await self._store.get(new.lender, stored.id)
+                        if snapshot.state != State.PENDING:
+                            return snapshot
+        except (TimeoutError, DependencyDown):  # The wait is over, or this replica is leaving.
+            return await self._store.get(new.lender, stored.id)
+        return _decided(new, result)
+
+    async def _when_final(self, lender: str, application_id: str, wait_s: float) -> Snapshot:
+        try:
+            async with asyncio.timeout(wait_s):
+                async for snapshot in self._changes(lender, application_id):
+                    if snapshot.state in FINAL:
+                        return snapshot
+        except (TimeoutError, DependencyDown):
+            pass  # Pending is a normal answer.
+        return await self._store.get(lender, application_id)
 
     async def _changes(self, lender: str, application_id: str) -> AsyncIterator[Snapshot]:
         with self._watch(application_id) as watching:
@@ -192,7 +263,7 @@ class IntakeServicer(IntakeServiceServicer):
         """A page of history, with the chain checked from its first event."""
         lender, application_id = _split(request.parent)
         events = await self._store.events(lender, application_id)
-        if request.page_token and not request.page_token.isdigit():
+        if request.page_token and not (request.page_token.isascii() and request.page_token.isdecimal()):
             raise InvalidRequest(("page_token", "is not one that this service gave out"))
         start = int(request.page_token or 0)
         size = request.page_size or 100
@@ -215,14 +286,7 @@ class IntakeServicer(IntakeServiceServicer):
     ) -> pb.ExplainDecisionResponse:
         """From what was stored; schedules from pricing."""
         lender, application_id = _split(request.name)
-        snapshot = await self._store.get(lender, application_id)
-        stored = await self._store.decision_with_evidence(lender, application_id, request.assessment)
-        if stored is None:
-            which = f"has no decided assessment {request.assessment}" if request.assessment else "is not decided"
-            raise WrongState(
-                f"application {application_id} {which}; it is {snapshot.state}; WatchApplication tells when it is",
-                state=snapshot.state.value,
-            )
+        snapshot, stored = await self._decided_with_evidence(lender, application_id, request.assessment)
         decision = pb.Decision.FromString(stored[0])
         loan = pb.Application.FromString(snapshot.payload).loan
         summary_zh, summary_en = explain(decision, loan, self._labels)
@@ -241,6 +305,25 @@ class IntakeServicer(IntakeServiceServicer):
                 response.schedules.add(offer_id=offer.offer_id, instalments=schedule.instalments)
         return response
 
+    async def ReplayDecision(self, request: pb.ReplayDecisionRequest, context: _Context) -> pb.ReplayDecisionResponse:
+        """Decide once more from what was stored."""
+        lender, application_id = _split(request.name)
+        snapshot, stored = await self._decided_with_evidence(lender, application_id, request.assessment)
+        return await self._replay(snapshot, stored)
+
+    async def _decided_with_evidence(
+        self, lender: str, application_id: str, assessment: int
+    ) -> tuple[Snapshot, tuple[bytes, bytes, bytes, bytes]]:
+        snapshot = await self._store.get(lender, application_id)
+        stored = await self._store.decision_with_evidence(lender, application_id, assessment)
+        if stored is None:
+            which = f"has no decided assessment {assessment}" if assessment else "is not decided"
+            raise WrongState(
+                f"application {application_id} {which}; it is {snapshot.state}; WatchApplication tells when it is",
+                state=snapshot.state.value,
+            )
+        return snapshot, stored
+
     # --- Changes ---
 
     async def SupplyInformation(
@@ -251,9 +334,11 @@ class IntakeServicer(IntakeServiceServicer):
         def apply(state: State, payload: bytes, _: bytes | None) -> dict[str, object]:
             domain.require_allowed("supply information to", application_id, state)
             merged = pb.Application.FromString(payload)
-            merged.consents.extend(request.consents)
+            merged.consents.extend(consent for consent in request.consents if consent not in merged.consents)
             merged.declaration.MergeFrom(request.declaration)
-            if unsound := list(domain.unsound(merged, self._clock.now())):
+            merged.loan.product = request.product or merged.loan.product
+            # The whole must be sound, not only what was added: two lists within bounds can be one beyond them.
+            if unsound := [*violations(merged), *domain.unsound(merged, self._clock.now())]:
                 raise InvalidRequest(*unsound)
             return {
                 "payload": merged.SerializeToString(deterministic=True),
@@ -263,6 +348,8 @@ class IntakeServicer(IntakeServiceServicer):
                 "not_before": 0.0,
             }
 
+        if not (request.consents or request.HasField("declaration") or request.product):
+            raise InvalidRequest(("consents", "supply consents, a declaration or a product"))
         _, application_id = _split(request.name)
         return pb.SupplyInformationResponse(application=await self._change(request, "information_supplied", {}, apply))
 
@@ -276,7 +363,8 @@ class IntakeServicer(IntakeServiceServicer):
                 known = ", ".join(offers) or "none"
                 raise NotFound(f"application {application_id} has no {request.offer_id}; its offers are: {known}")
             if offers[request.offer_id].expire_time.ToDatetime(dt.UTC) <= self._clock.now():
-                raise WrongState(f"{request.offer_id} of application {application_id} is no longer valid; apply again")
+                what = f"{request.offer_id} of application {application_id}, which is {state},"
+                raise WrongState(f"{what} is no longer valid; apply again", state=state.value)
             return {"state": State.OFFER_ACCEPTED.value, "accepted_offer": request.offer_id, "due_at": None}
 
         _, application_id = _split(request.name)
@@ -303,7 +391,11 @@ class IntakeServicer(IntakeServiceServicer):
         apply: Callable[[State, bytes, bytes | None], dict[str, object]],
     ) -> pb.Application:
         lender, application_id = _split(request.name)
-        said = f"{kind}:{domain.digest(request)}"
+        said = {
+            field.name: domain.digest(str(value).encode())[:16] if field.message_type else str(value)
+            for field, value in request.ListFields()
+            if field.name not in ("name", "request_id")
+        }
         await self._store.change(lender, application_id, request.request_id, said, kind, details, apply)
         self._watch.changed([application_id])
         return await self._read(request.name)
@@ -329,8 +421,32 @@ class IntakeServicer(IntakeServiceServicer):
             application.decision.ParseFromString(snapshot.decision)
         if snapshot.state == State.PENDING:
             start = max(snapshot.not_before, self._clock.now().timestamp())
-            _set_time(application.estimate_time, start + await self._estimate.seconds())
+            estimate_s = await self._estimate.seconds(snapshot.priority, snapshot.not_before or None)
+            _set_time(application.estimate_time, start + estimate_s)
         return application
+
+
+def _checked(parent: str, item: pb.SubmitApplicationRequest) -> pb.SubmitApplicationRequest:
+    """An item of a batch under the batch's parent. Raises InvalidRequest as the item alone would have."""
+    if item.parent not in ("", parent):
+        raise InvalidRequest(("parent", f"must be empty or {parent}"))
+    item.parent = parent
+    if found := violations(item):
+        raise InvalidRequest(*found)
+    return item
+
+
+def _decided(new: New, result: Decided) -> Snapshot:
+    """A new application as its decision, committed a moment ago, left it."""
+    return dataclasses.replace(
+        domain.as_stored(new),
+        state=State.DECIDED,
+        decision=result.decision,
+        due_at=result.due_at,
+        assessment=result.claim.assessment,
+        revision=result.claim.revision + 1,
+        updated_at=result.decided_at,
+    )
 
 
 def _client(context: _Context) -> str:

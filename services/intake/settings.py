@@ -24,12 +24,14 @@ class Work(BaseModel, frozen=True, extra="forbid"):
 
     batch_max: Annotated[int, Field(ge=1, le=256)] = 64
     """Applications a batch."""
-    batches_in_flight: Annotated[int, Field(ge=1, le=64)] = 4
-    """Batches under way at once. More hide slow sources; fewer make larger, cheaper batches."""
+    batches_in_flight: Annotated[int, Field(ge=1, le=64)] = 8
+    """Most batches under way at once. A second one starts only when it is full or its first member has waited 20 ms."""
     held_max: Annotated[int, Field(ge=1)] = 1024
     """Applications held in memory; beyond, they wait in the store."""
     accepts_waiting_max: Annotated[int, Field(ge=1)] = 4096
     """Submits that wait for the disk; beyond, callers are asked to come again."""
+    queue_s_max: Annotated[float, Field(gt=0)] = 1.0
+    """How far behind storing may be before interactive submits are turned away; partners at half, bulk at a quarter."""
 
 
 class Due(BaseModel, frozen=True, extra="forbid"):

@@ -11,27 +11,31 @@ import binascii
 import datetime as dt
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import Database, Row, Script, Statement
 from loanmesh.runtime.errors import InvalidRequest, NotFound, RequestIdConflict
 from services.intake.application import Claim, Happening, New, Snapshot, State, Stored, chain
+from services.intake.held import AGED_SHARE
 from services.intake.ports import Awaiting, Decided, Deferred, Result
 
 _INSERT = """
 INSERT INTO application (id, lender, client_id, request_id, payload, payload_hash, priority, channel, created_at,
-  updated_at, owner, fence, lease_until, attempts, not_before, event_hash,
-  state, waiting_for, missing, assessment, accepted_offer, revision)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, {now} + ?, 1, ?, ?, 'PENDING', '[]', '[]', 1, '', 1)
-ON CONFLICT (lender, client_id, request_id) DO NOTHING RETURNING id"""
+  updated_at, traceparent, owner, lease_until, event_hash, not_before,
+  fence, attempts, state, waiting_for, missing, assessment, accepted_offer, revision)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now} + ?, ?, {now}, 1, 1, 'PENDING', '[]', '[]', 1, '', 1)
+ON CONFLICT (lender, client_id, request_id) DO NOTHING RETURNING id, not_before"""
 _FIND = "SELECT id, payload_hash FROM application WHERE lender = ? AND client_id = ? AND request_id = ?"
 _CLAIM = """
 UPDATE application SET owner = ?, fence = fence + 1, attempts = attempts + 1, lease_until = {now} + ?
 WHERE id IN (SELECT id FROM application
   WHERE state = 'PENDING' AND not_before <= {now} AND (owner IS NULL OR lease_until < {now})
-  ORDER BY priority, not_before LIMIT ? {skip_locked})
-RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at"""
+  ORDER BY {order} LIMIT ? {skip_locked})
+RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at, priority,
+  not_before, traceparent"""
+_CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
+_CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
 _RENEW = """
 UPDATE application SET lease_until = {now} + ? WHERE id = ? AND fence = ? AND owner = ? AND state = 'PENDING'
 RETURNING id"""
@@ -46,7 +50,8 @@ UPDATE application SET state = 'AWAITING_INFORMATION', missing = ?, due_at = ?, 
   waiting_for = '[]', revision = revision + 1, event_hash = ?, updated_at = ?
 WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
 _DEFER = """
-UPDATE application SET owner = NULL, lease_until = NULL, not_before = {now} + ?, waiting_for = ?,
+UPDATE application SET owner = NULL, lease_until = NULL, waiting_for = ?,
+  not_before = CASE WHEN ? = 1 THEN not_before ELSE {now} + ? END,
   revision = revision + ?, event_hash = ?, updated_at = ?
 WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
 _INSERT_EVENT = "INSERT INTO event (application_id, seq, kind, at, actor, details, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -56,15 +61,18 @@ _INSERT_EVIDENCE = """
 INSERT INTO evidence (application_id, assessment, profile, score, pricing) VALUES (?, ?, ?, ?, ?)"""
 _SNAPSHOT = """
 SELECT a.id, a.lender, a.payload, a.state, a.not_before, a.waiting_for, a.missing, a.due_at, a.assessment,
-  a.accepted_offer, a.revision, a.created_at, a.updated_at, d.payload, a.event_hash
+  a.accepted_offer, a.revision, a.created_at, a.updated_at, d.payload, a.priority
 FROM application a LEFT JOIN decision d ON d.application_id = a.id AND d.assessment = a.assessment """
-_LOCK = "SELECT revision, event_hash, state, payload FROM application WHERE id = ? AND lender = ? {for_update}"
-_FIND_REQUEST = "SELECT payload_hash FROM request WHERE application_id = ? AND request_id = ?"
-_INSERT_REQUEST = "INSERT INTO request (application_id, request_id, payload_hash) VALUES (?, ?, ?)"
+_LOCK = """
+SELECT revision, event_hash, state, payload, original FROM application WHERE id = ? AND lender = ? {for_update}"""
+_FIND_REQUEST = "SELECT said FROM request WHERE application_id = ? AND request_id = ?"
+_INSERT_REQUEST = "INSERT INTO request (application_id, request_id, said) VALUES (?, ?, ?)"
 _OVERDUE = """
 SELECT id, revision, event_hash, state FROM application
 WHERE due_at IS NOT NULL AND due_at < {now} AND state IN ('AWAITING_INFORMATION', 'DECIDED') LIMIT 100 {skip_locked}"""
-_BACKLOG = "SELECT count(*) FROM application WHERE state = 'PENDING' AND not_before <= {now}"
+_BACKLOG = """
+SELECT priority, CAST(not_before AS BIGINT), count(*), count(DISTINCT owner) FROM application
+WHERE state = 'PENDING' AND not_before <= {now} GROUP BY 1, 2 ORDER BY 1, 2"""
 _EVENTS = """
 SELECT seq, kind, at, actor, details, hash FROM event WHERE application_id = ? AND seq > ? ORDER BY seq LIMIT ?"""
 
@@ -72,6 +80,13 @@ _FILTERS = {
     "state": "a.state", "outcome": "a.outcome", "grade": "a.grade", "channel": "a.channel",
     "create_time": "a.created_at",
 }  # fmt: skip
+_WORDS = {
+    "state": [state.value for state in State],
+    "outcome": ["APPROVED", "COUNTER_OFFER", "DECLINED"],
+    "grade": ["A", "B", "C", "D", "E"],
+}
+PARAMETERS_MAX = 5000
+"""Parameters of one statement; both databases allow about six times as many."""
 
 
 class Store:
@@ -96,11 +111,13 @@ class Store:
         def script() -> Script[list[Stored]]:
             rows = [
                 (n.id, n.lender, n.client_id, n.request_id, n.payload, n.payload_hash, n.priority, n.channel,
-                 n.created_at, n.created_at, self._owner if ours else None, self._lease_s if ours else 0.0,
-                 n.created_at if ours else 0.0, hashes[n.id])
+                 n.created_at, n.created_at, n.traceparent, self._owner if ours else None,
+                 self._lease_s if ours else 0.0, hashes[n.id])
                 for n, ours in batch
             ]  # fmt: skip
-            inserted = {row[0] for row in (yield Statement(_INSERT, rows))}
+            # By key, as all who store do: two callers who send the same in other orders must not wait for each other.
+            rows.sort(key=lambda row: row[1:4])
+            inserted = {row[0]: row[1] for row in (yield Statement(_INSERT, rows))}
             yield Statement(
                 _INSERT_EVENT, [_event_row(key, first[key], hashes[key]) for key in first if key in inserted]
             )
@@ -109,7 +126,10 @@ class Store:
             answers = []
             for new, ours in batch:
                 if new.id in inserted:
-                    claim = Claim(new.id, new.lender, 1, 1, 1, 1, hashes[new.id], new.payload, "[]", new.created_at)
+                    claim = Claim(
+                        new.id, new.lender, 1, 1, 1, 1, hashes[new.id], new.payload, "[]", new.created_at,
+                        new.priority, inserted[new.id], new.traceparent,
+                    )  # fmt: skip
                     answers.append(Stored(new.id, new.payload_hash, False, claim if ours else None))
                 else:
                     application_id, payload_hash = next(found)
@@ -119,18 +139,23 @@ class Store:
         return await self._database.run(script)
 
     async def claim(self, at_most: int) -> list[Claim]:
-        """Lease open applications that nobody holds, most urgent first."""
+        """Lease open applications that nobody holds: most urgent class first, but one in five by age alone."""
+        by_age = at_most // AGED_SHARE
 
         def script() -> Script[list[Row]]:
-            return (yield Statement(_CLAIM, [(self._owner, self._lease_s, at_most)]))
+            rows = yield Statement(_CLAIM_URGENT, [(self._owner, self._lease_s, at_most - by_age)])
+            if by_age and len(rows) == at_most - by_age:
+                rows += yield Statement(_CLAIM_OLDEST, [(self._owner, self._lease_s, by_age)])
+            return rows
 
-        return [Claim(*row) for row in await self._database.run(script)]
+        claims = [Claim(*row) for row in await self._database.run(script)]
+        return sorted(claims, key=lambda claim: (claim.priority, claim.not_before))
 
     async def renew(self, claims: Sequence[Claim]) -> set[str]:
         """Hold on to leases; the ids that are still ours."""
 
         def script() -> Script[set[str]]:
-            rows = [(self._lease_s, claim.id, claim.fence, self._owner) for claim in claims]
+            rows = [(self._lease_s, claim.id, claim.fence, self._owner) for claim in _in_order(claims)]
             return {row[0] for row in (yield Statement(_RENEW, rows))}
 
         return await self._database.run(script)
@@ -139,12 +164,14 @@ class Store:
         """Give leases back, so that others need not wait for them to end."""
 
         def script() -> Script[None]:
-            yield Statement(_RELEASE, [(claim.id, claim.fence, self._owner) for claim in claims])
+            yield Statement(_RELEASE, [(claim.id, claim.fence, self._owner) for claim in _in_order(claims)])
 
         await self._database.run(script)
 
     async def settle(self, results: Sequence[Result]) -> set[str]:
         """Commit what the pipeline found, where fence and revision still hold; the ids that were."""
+
+        results = sorted(results, key=lambda result: result.claim.id)
 
         def script() -> Script[set[str]]:
             decided = yield from self._decide([r for r in results if isinstance(r, Decided)])
@@ -212,8 +239,8 @@ class Store:
         for r in results:
             event = events.get(r.claim.id)
             rows.append(
-                (r.retry_s, json.dumps(r.waiting_for), 1 if event else 0, event.hash if event else r.claim.event_hash,
-                 r.at, r.claim.id, r.claim.fence, r.claim.revision)
+                (json.dumps(r.waiting_for), 1 if r.overloaded else 0, r.retry_s, 1 if event else 0,
+                 event.hash if event else r.claim.event_hash, r.at, r.claim.id, r.claim.fence, r.claim.revision)
             )  # fmt: skip
         ours = {row[0] for row in (yield Statement(_DEFER, rows))}
         yield from _record(events, ours)
@@ -224,13 +251,14 @@ class Store:
         lender: str,
         application_id: str,
         request_id: str,
-        payload_hash: str,
+        said: Mapping[str, str],
         kind: str,
         details: dict[str, str],
         apply: Callable[[State, bytes, bytes | None], dict[str, object]],
     ) -> None:
         """Change an application once per request_id; asking again changes nothing.
 
+        said   what was asked for, by field: a second request of the same id must say the same.
         apply  takes state, payload and decision, raises a CallerError or answers the columns to set.
         Raises NotFound; RequestIdConflict when the request_id was used for something else.
         """
@@ -240,11 +268,10 @@ class Store:
             rows = yield Statement(_LOCK, [(application_id, lender)])
             if not rows:
                 raise unknown(lender, application_id)
-            revision, before, state, payload = rows[0]
+            revision, before, state, payload, original = rows[0]
             used = yield Statement(_FIND_REQUEST, [(application_id, request_id)])
             if used:
-                if used[0][0] != payload_hash:
-                    raise RequestIdConflict(f"request_id {request_id} was used for another change of this application")
+                _require_same(request_id, json.loads(used[0][0]), {"kind": kind, **said})
                 return
             decisions = yield Statement(
                 "SELECT d.payload FROM decision d JOIN application a ON a.id = d.application_id"
@@ -252,8 +279,14 @@ class Store:
                 [(application_id,)],
             )
             columns = apply(State(state), payload, decisions[0][0] if decisions else None)
+            if "payload" in columns and original is None:
+                # A repeated submit is compared with what was submitted, not with what was supplied since.
+                columns["original"] = payload
+            if columns.get("state") in (State.WITHDRAWN.value, State.EXPIRED.value):
+                columns |= {"missing": "[]", "waiting_for": "[]"}
             yield from self._update(application_id, revision, before, columns, kind, at, details)
-            yield Statement(_INSERT_REQUEST, [(application_id, request_id, payload_hash)])
+            used_for = json.dumps({"kind": kind, **said}, sort_keys=True)
+            yield Statement(_INSERT_REQUEST, [(application_id, request_id, used_for)])
 
         await self._database.run(script)
 
@@ -284,7 +317,9 @@ class Store:
         def script() -> Script[int]:
             rows = yield Statement(_OVERDUE)
             for application_id, revision, before, state in rows:
-                columns: dict[str, object] = {"state": State.EXPIRED.value, "due_at": None}
+                columns: dict[str, object] = {
+                    "state": State.EXPIRED.value, "due_at": None, "missing": "[]", "waiting_for": "[]"
+                }  # fmt: skip
                 yield from self._update(application_id, revision, before, columns, "expired", at, {"from": state})
             return len(rows)
 
@@ -297,6 +332,14 @@ class Store:
             raise unknown(lender, application_id)
         return _snapshot(rows[0])
 
+    async def submitted(self, lender: str, application_id: str) -> bytes:
+        """The payload as it was first submitted. Raises NotFound."""
+        sql = "SELECT COALESCE(original, payload) FROM application WHERE id = ? AND lender = ?"
+        rows = await self._database.read(sql, (application_id, lender))
+        if not rows:
+            raise unknown(lender, application_id)
+        return bytes(rows[0][0])
+
     async def get_many(self, ids: Sequence[str]) -> dict[str, Snapshot]:
         """Those of the given applications that exist."""
         if not ids:
@@ -307,11 +350,13 @@ class Store:
 
     async def revisions(self, ids: Sequence[str]) -> dict[str, int]:
         """Newest revision of each, for watchers."""
-        if not ids:
-            return {}
-        marks = ", ".join("?" * len(ids))
-        rows = await self._database.read(f"SELECT id, revision FROM application WHERE id IN ({marks})", tuple(ids))
-        return {row[0]: row[1] for row in rows}
+        found: dict[str, int] = {}
+        for start in range(0, len(ids), PARAMETERS_MAX):
+            some = ids[start : start + PARAMETERS_MAX]
+            marks = ", ".join("?" * len(some))
+            rows = await self._database.read(f"SELECT id, revision FROM application WHERE id IN ({marks})", some)
+            found.update((row[0], row[1]) for row in rows)
+        return found
 
     async def page(
         self, lender: str, page_size: int, page_token: str, filter_: str, order_by: str
@@ -352,13 +397,27 @@ class Store:
         )
         return (rows[0][0], rows[0][1], rows[0][2], rows[0][3]) if rows else None
 
-    async def backlog(self) -> int:
-        """Applications that could be worked on now and are not decided."""
-        return int((await self._database.read(_BACKLOG))[0][0])
+    async def backlog(self) -> list[tuple[int, int, int, int]]:
+        """Applications that could be worked on now and are not decided, in the order of their turn.
+
+        Rows of (priority, second in which they came, how many, by how many replicas they are held).
+        """
+        return [(row[0], row[1], row[2], row[3]) for row in await self._database.read(_BACKLOG)]
 
     def _next(self, claim: Claim, kind: str, at: float, details: dict[str, str]) -> Happening:
         event = Happening(claim.revision + 1, kind, at, self._owner, details)
         return Happening(event.seq, kind, at, self._owner, details, chain(claim.event_hash, claim.id, event))
+
+
+def _require_same(request_id: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    if before == now:
+        return
+    fields = ", ".join(sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)))
+    raise RequestIdConflict(
+        f"request_id {request_id} was used for another change of this application, {before['kind']};"
+        f" what differs: {fields}",
+        fields=fields,
+    )
 
 
 def unknown(lender: str, application_id: str) -> NotFound:
@@ -371,20 +430,30 @@ def parse_filter(text: str) -> tuple[list[str], list[object]]:
     conditions: list[str] = []
     params: list[object] = []
     for part in filter(None, re.split(r"\s+AND\s+", text.strip())):
-        match = re.fullmatch(r"(\w+)\s*(=|!=|<=|>=|<|>)\s*\"?([^\"\s]+)\"?", part)
+        match = re.fullmatch(r"(\w+)\s*(=|!=|<=|>=|<|>)\s*(?:\"([^\"]*)\"|([^\s\"]+))", part)
         if not match or match[1] not in _FILTERS or (match[2] not in ("=", "!=") and match[1] != "create_time"):
             raise InvalidRequest(
                 ("filter", f"cannot read {part!r}; known fields are {', '.join(_FILTERS)}, joined by AND")
             )
-        value: object = match[3]
-        if match[1] == "create_time":
-            try:
-                value = dt.datetime.fromisoformat(match[3]).replace(tzinfo=dt.UTC).timestamp()
-            except ValueError as error:
-                raise InvalidRequest(("filter", f"{match[3]!r} is no RFC 3339 time")) from error
-        conditions.append(f"{_FILTERS[match[1]]} {match[2]} ?")
-        params.append(value)
+        name, operator = match[1], match[2]
+        value = match[3] if match[3] is not None else match[4]
+        if name in _WORDS and value not in _WORDS[name]:
+            raise InvalidRequest(("filter", f"{name} is one of {', '.join(_WORDS[name])}, not {value!r}"))
+        if not value.isprintable():
+            raise InvalidRequest(("filter", f"{name} has characters that cannot be printed"))
+        column = _FILTERS[name]
+        # What has no value yet, such as the outcome of what is not decided, is unlike any value.
+        conditions.append(f"({column} IS NULL OR {column} != ?)" if operator == "!=" else f"{column} {operator} ?")
+        params.append(_seconds(value) if name == "create_time" else value)
     return conditions, params
+
+
+def _seconds(time: str) -> float:
+    try:
+        read = dt.datetime.fromisoformat(time)
+    except ValueError as error:
+        raise InvalidRequest(("filter", f"{time!r} is no RFC 3339 time")) from error
+    return (read if read.tzinfo else read.replace(tzinfo=dt.UTC)).timestamp()
 
 
 def _make_token(created_at: float, application_id: str, tag: str) -> str:
@@ -392,13 +461,22 @@ def _make_token(created_at: float, application_id: str, tag: str) -> str:
 
 
 def _open_token(token: str, tag: str) -> tuple[float, str]:
+    foreign = InvalidRequest(("page_token", "is not one that this service gave out"))
     try:
-        created_at, application_id, made_for = json.loads(base64.urlsafe_b64decode(token.encode()))
+        said = json.loads(base64.urlsafe_b64decode(token.encode()))
     except (ValueError, binascii.Error) as error:
-        raise InvalidRequest(("page_token", "is not one that this service gave out")) from error
-    if made_for != tag:
-        raise InvalidRequest(("page_token", "belongs to another lender, filter or order"))
-    return float(created_at), str(application_id)
+        raise foreign from error
+    match said:
+        case [int() | float() as created_at, str() as application_id, str() as made_for]:
+            if made_for != tag:
+                raise InvalidRequest(("page_token", "belongs to another lender, filter or order"))
+            return float(created_at), application_id
+    raise foreign
+
+
+def _in_order(claims: Sequence[Claim]) -> list[Claim]:
+    """By id, as whoever changes several rows takes them: else two transactions can wait for each other's rows."""
+    return sorted(claims, key=lambda claim: claim.id)
 
 
 def _names(missing: Sequence[dict[str, str]]) -> str:
@@ -419,4 +497,5 @@ def _snapshot(row: Row) -> Snapshot:
         id=row[0], lender=row[1], payload=row[2], state=State(row[3]), not_before=row[4],
         waiting_for=tuple(json.loads(row[5])), missing=tuple(json.loads(row[6])), due_at=row[7], assessment=row[8],
         accepted_offer=row[9], revision=row[10], created_at=row[11], updated_at=row[12], decision=row[13],
+        priority=row[14],
     )  # fmt: skip

@@ -40,6 +40,13 @@ class ApplicationRow(Table, table=True):
             sqlite_where=text("state = 'PENDING'"),
             postgresql_where=text("state = 'PENDING'"),
         ),
+        # One place in five goes by age alone.
+        Index(
+            "application_aged",
+            "not_before",
+            sqlite_where=text("state = 'PENDING'"),
+            postgresql_where=text("state = 'PENDING'"),
+        ),
         Index("application_listed", "lender", "created_at", "id"),
         Index(
             "application_due",
@@ -73,6 +80,8 @@ class ApplicationRow(Table, table=True):
     event_hash: str = Field(sa_column=_text())
     created_at: float = Field(sa_column=_seconds())
     updated_at: float = Field(sa_column=_seconds())
+    traceparent: str = Field(sa_column=Column(Text, nullable=False, server_default=""))
+    original: bytes | None = Field(sa_column=Column(LargeBinary, nullable=True))
 
 
 class DecisionRow(Table, table=True):
@@ -116,4 +125,4 @@ class RequestRow(Table, table=True):
     __tablename__ = "request"
     application_id: str = Field(sa_column=_text(primary_key=True))
     request_id: str = Field(sa_column=_text(primary_key=True))
-    payload_hash: str = Field(sa_column=_text())
+    said: str = Field(sa_column=_text())

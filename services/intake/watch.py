@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import DependencyDown
+from services.intake.ports import Result
 
 
 class Watch:
     """One poll for all watchers of a replica, however many there are."""
 
     def __init__(
-        self, revisions: Callable[[Sequence[str]], Awaitable[dict[str, int]]], clock: Clock, poll_s: float
+        self,
+        revisions: Callable[[Sequence[str]], Awaitable[dict[str, int]]],
+        clock: Clock,
+        poll_s: float,
+        report: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._revisions = revisions
         self._clock = clock
         self._poll_s = poll_s
-        self._watched: Counter[str] = Counter()
-        self._events: dict[str, asyncio.Event] = {}
+        self._report = report
+        self._left = False
+        self._watchers: dict[str, set[Watching]] = {}
         self._seen: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -34,47 +39,79 @@ class Watch:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def leave(self) -> None:
+        """This replica is about to end: who waits here is told so, and asks another one."""
+        self._left = True
+        for watchers in self._watchers.values():
+            for watching in watchers:
+                watching.tell(None)
+
     def changed(self, ids: Iterable[str]) -> None:
         """These have just changed."""
         for key in ids:
-            if event := self._events.get(key):
-                event.set()
+            for watching in self._watchers.get(key, ()):
+                watching.tell(None)
 
-    def __call__(self, application_id: str) -> _Watching:
+    def settled(self, results: Mapping[str, Result]) -> None:
+        """These were just committed here: who waits for them need not read them again."""
+        for key, result in results.items():
+            for watching in self._watchers.get(key, ()):
+                watching.tell(result)
+
+    def __call__(self, application_id: str) -> Watching:
         """A watch to hold open with `with` while reading and waiting in turns."""
-        return _Watching(self, application_id)
+        return Watching(self, application_id)
 
     async def _poll_forever(self) -> None:
+        before: set[str] = set()
         while True:
             await self._clock.sleep(self._poll_s)
+            # Only who has waited for a whole poll: most are told of their change by this replica before that.
+            polled = [key for key in self._watchers if key in before]
+            before = set(self._watchers)
             try:
-                revisions = await self._revisions(list(self._watched))
-            except DependencyDown:
-                continue  # Watchers wait on; the poll after the database's return tells them.
+                revisions = await self._revisions(polled) if polled else {}
+            except Exception as error:  # noqa: BLE001  Watchers wait on; the poll after the database's return tells them.
+                self._report("watch_failed", error_type=type(error).__name__)
+                continue
             for key, revision in revisions.items():
-                if self._seen.get(key) != revision:
+                if key in self._watchers and self._seen.get(key) != revision:
                     self._seen[key] = revision
                     self.changed([key])
 
 
-class _Watching:
+class Watching:
+    """One watcher. Each has its own bell: one that is cleared by another's reading would be a change missed."""
+
     def __init__(self, watch: Watch, application_id: str) -> None:
         self._watch = watch
         self._id = application_id
+        self._bell = asyncio.Event()
+        self._result: Result | None = None
 
-    def __enter__(self) -> _Watching:
-        self._watch._watched[self._id] += 1
-        self._event = self._watch._events.setdefault(self._id, asyncio.Event())
+    def __enter__(self) -> Watching:
+        self._watch._watchers.setdefault(self._id, set()).add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        watch = self._watch
-        watch._watched[self._id] -= 1
-        if not watch._watched[self._id]:
-            del watch._watched[self._id], watch._events[self._id]
-            watch._seen.pop(self._id, None)
+        watchers = self._watch._watchers[self._id]
+        watchers.discard(self)
+        if not watchers:
+            del self._watch._watchers[self._id]
+            self._watch._seen.pop(self._id, None)
 
-    async def next_change(self) -> None:
-        """Return at the next change, or at one since the last call."""
-        await self._event.wait()
-        self._event.clear()
+    def tell(self, result: Result | None) -> None:
+        """Something happened; `result` is what, where this replica committed it."""
+        self._result = result
+        self._bell.set()
+
+    async def next_change(self) -> Result | None:
+        """Return at the next change, or one since the last call: what was committed; None where that is to be read.
+
+        Raises DependencyDown when this replica is about to end.
+        """
+        await self._bell.wait()
+        if self._watch._left:
+            raise DependencyDown("this replica is leaving; ask again", retry_s=0.1)
+        self._bell.clear()
+        return self._result

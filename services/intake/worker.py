@@ -1,4 +1,4 @@
-"""Who works when: the queue in memory, the batches under way, the claims from the store, the leases kept alive.
+"""Who works when: what is held in memory, the batches under way, the claims from the store, the leases kept alive.
 
 The application just accepted and the one found in the store go through the same queue and the same pipeline.
 """
@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import DependencyDown
 from services.intake.application import Claim
+from services.intake.held import Held
+from services.intake.pace import Pace
+from services.intake.ports import Deferred, Result
 
 T = TypeVar("T")
+LINGER_S = 0.02
+"""How long held applications wait for the batch under way before another one starts beside it, unless it would be full.
+Large batches are cheap ones; a batch that waits for a slow source holds nobody up for longer than this."""
+PACED_S = 2.0
+"""Under a pace, how much work is held in memory: more would be kept from replicas that are free."""
+CLASS_SHARES = {1: 1.0, 2: 0.75}
+"""Share of the room in memory that a class may fill, by priority; lower classes half: they must not shut out others."""
+OTHERS_SHARE = 0.5
 
 
 class Leases(Protocol):
@@ -30,14 +40,14 @@ class Leases(Protocol):
 class Worker:
     """Keeps up to `batches` batches of up to `batch_max` applications under way.
 
-    report  called with an event name and facts when something went wrong that mends itself.
-    settled  called with the ids of each committed batch.
+    report   called with an event name and facts when something went wrong that mends itself.
+    settled  called with what was committed, by application id.
     """
 
     def __init__(
         self,
         leases: Leases,
-        decide_batch: Callable[[Sequence[Claim]], Awaitable[set[str]]],
+        decide_batch: Callable[[Sequence[Claim]], Awaitable[Mapping[str, Result]]],
         clock: Clock,
         *,
         batch_max: int,
@@ -45,7 +55,7 @@ class Worker:
         held_max: int,
         lease_s: float,
         poll_s: float,
-        settled: Callable[[set[str]], None],
+        settled: Callable[[Mapping[str, Result]], None],
         report: Callable[..., None],
     ) -> None:
         self._leases = leases
@@ -58,54 +68,98 @@ class Worker:
         self._poll_s = poll_s
         self._settled = settled
         self._report = report
-        self._queue: deque[Claim] = deque()
+        self._held = Held()
+        self._pace = Pace()
         self._working: dict[str, Claim] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
+        self._lingering: asyncio.Task[None] | None = None
+        self._spilled: int | None = None
+        self._wake = asyncio.Event()
         self._draining = False
 
     @property
-    def has_room(self) -> bool:
-        """Whether another application can be held."""
-        return not self._draining and len(self._queue) + len(self._working) < self._held_max
+    def busy(self) -> bool:
+        """Whether anything is held or under way."""
+        return bool(self._held or self._working)
+
+    def has_room(self, priority: int, more: int = 0) -> bool:
+        """Whether another application of the class can be held, after `more` others.
+
+        None is held ahead of its own class's backlog in the store: who came first is decided first.
+        """
+        room = self._room * CLASS_SHARES.get(priority, OTHERS_SHARE)
+        behind = self._spilled is not None and priority >= self._spilled
+        if not self._draining and not behind and len(self._held) + len(self._working) + more < room:
+            return True
+        self._spilled = priority if self._spilled is None else min(self._spilled, priority)
+        return False
+
+    @property
+    def _room(self) -> int:
+        a_second = self._pace.a_second
+        return self._held_max if a_second is None else min(self._held_max, self._batch_max + int(a_second * PACED_S))
 
     def start(self) -> None:
         """Begin to claim and to renew."""
         self._loops = [asyncio.create_task(self._claim_forever()), asyncio.create_task(self._renew_forever())]
 
-    def offer(self, claim: Claim) -> None:
-        """Take an application that was just leased to us."""
-        self._queue.append(claim)
+    def offer(self, claims: Sequence[Claim]) -> None:
+        """Take applications that were just leased to us."""
+        self._held.add(claims, self._clock.monotonic())
         self._fill()
 
     async def drain(self) -> None:
         """Take nothing new, give back what is not begun, finish what is."""
         self._draining = True
-        for loop in self._loops:
+        loops = [*self._loops, *([self._lingering] if self._lingering else [])]
+        for loop in loops:
             loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
-        rest = list(self._queue)
-        self._queue.clear()
+        await asyncio.gather(*loops, return_exceptions=True)
+        rest = list(self._held)
+        self._held.keep(())
         if rest:
             await self._safely("release", self._leases.release(rest))
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def _fill(self) -> None:
-        while self._queue and len(self._under_way) < self._batches:
-            batch = [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
+        while self._held and self._may_start():
+            size = self._pace.allowance(self._clock.monotonic(), min(self._batch_max, len(self._held)))
+            if size == 0:
+                break
+            self._pace.begun(size)
+            batch = self._held.take(size)
             self._working.update((claim.id, claim) for claim in batch)
             # A context of its own: the batch must not inherit the deadline of whichever caller happened to start it.
             task = asyncio.create_task(self._work(batch), context=contextvars.Context())
             self._under_way.add(task)
             task.add_done_callback(self._done)
+        if self._held and not self._draining and (self._lingering is None or self._lingering.done()):
+            self._lingering = asyncio.create_task(self._linger(), context=contextvars.Context())
+
+    def _may_start(self) -> bool:
+        if not self._under_way:
+            return True
+        waited_s = self._clock.monotonic() - self._held.came_first_at()
+        return len(self._under_way) < self._batches and (len(self._held) >= self._batch_max or waited_s >= LINGER_S)
+
+    async def _linger(self) -> None:
+        while self._held:
+            await self._clock.sleep(LINGER_S)
+            self._fill()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         self._fill()
+        if len(self._held) < self._room // 2:
+            self._wake.set()
 
     async def _work(self, batch: Sequence[Claim]) -> None:
+        started_at = self._clock.monotonic()
         try:
             settled = await self._decide_batch(batch)
+            overloaded = sum(isinstance(result, Deferred) and result.overloaded for result in settled.values())
+            self._pace.ended(len(settled) - overloaded, overloaded, started_at, self._clock.monotonic())
             self._settled(settled)
             if len(settled) < len(batch):
                 self._report("fence_lost", count=len(batch) - len(settled))
@@ -121,29 +175,45 @@ class Worker:
     async def _claim_forever(self) -> None:
         rounds = 0
         while True:
-            room = self._held_max - len(self._queue) - len(self._working)
-            at_most = min(room, self._batch_max * self._batches)
+            self._wake.clear()
+            at_most = min(self._room - len(self._held) - len(self._working), self._batch_max * self._batches)
             claims = await self._safely("claim", self._leases.claim(at_most)) if at_most > 0 else None
-            for claim in claims or ():
-                self.offer(claim)
+            if claims:
+                self.offer(claims)
             if rounds % 50 == 0:
                 await self._safely("expire", self._leases.expire_overdue())
             rounds += 1
-            if not claims or len(claims) < at_most:
+            if at_most <= 0:
+                await self._until_woken_or_polled()
+            elif claims is None or len(claims) < at_most:
+                if claims is not None:
+                    self._spilled = None  # All that waited in the store is held now: the fast way is open again.
                 await self._clock.sleep(self._poll_s)
+
+    async def _until_woken_or_polled(self) -> None:
+        waits = [asyncio.ensure_future(self._wake.wait()), asyncio.ensure_future(self._clock.sleep(self._poll_s))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _renew_forever(self) -> None:
         while True:
             await self._clock.sleep(self._lease_s / 3)
-            held = [*self._working.values(), *self._queue]
+            held = [*self._working.values(), *self._held]
             kept = await self._safely("renew", self._leases.renew(held)) if held else None
             if kept is not None:
-                # What is not ours any more need not be begun; what is begun will fail at its fence.
-                self._queue = deque(claim for claim in self._queue if claim.id in kept)
+                # What is not ours any more need not be begun; what is begun will fail at its fence. What came in
+                # meanwhile is ours: it was not asked about.
+                asked = {claim.id for claim in held}
+                self._held.keep(kept | {claim.id for claim in self._held if claim.id not in asked})
 
     async def _safely(self, what: str, work: Awaitable[T]) -> T | None:
         try:
             return await work
         except DependencyDown as error:
             self._report(f"{what}_failed", error=str(error))
-            return None
+        except Exception as error:  # noqa: BLE001  A replica whose loop has ended looks well and decides nothing.
+            self._report(f"{what}_failed", error_type=type(error).__name__, exc_info=error)
+        return None

@@ -10,6 +10,7 @@ import datetime as dt
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import cel
 from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest, Pricing
@@ -39,12 +40,16 @@ def price(item: PriceApplicationsRequest.Item, policy: Policy, now: dt.datetime)
     day = today(now)
     terms = _terms(policy, product, day)
     nearest = min(max(item.loan.term_months, terms.min), terms.max)
-    known = evidence(item, policy.dictionary, now, nearest)
+    known = evidence(item, policy.types, now, nearest)
     about_end = [c for c in policy.rules if _END in c.rule.needs and _END in known.values and c.rule.in_force(day)]
 
-    def ended_by(months: int) -> list[CompiledRule]:
-        values = {**known.values, _END: age_at_end(item.age_years, months)}
+    @cache
+    def ended_at(age_years: int) -> list[CompiledRule]:
+        values = {**known.values, _END: age_years}
         return [c for c in about_end if c.fires(nested(values, c.rule.needs))]
+
+    def ended_by(months: int) -> list[CompiledRule]:
+        return ended_at(age_at_end(item.age_years, months)) if about_end else []
 
     # Who would be too old at the end of this term is offered the longest term that ends in time, where there is one.
     shorter = (months for months in range(nearest, terms.min - 1, -1) if not ended_by(months))
@@ -54,7 +59,7 @@ def price(item: PriceApplicationsRequest.Item, policy: Policy, now: dt.datetime)
         limits.append(term_reason(product, terms.min, terms.max, policy, known))
     if term != nearest:
         limits += [rule_reason(c, Reason.EFFECT_REDUCE, known, policy, product) for c in ended_by(nearest)]
-        known = evidence(item, policy.dictionary, now, term)
+        known = evidence(item, policy.types, now, term)
     judged = _judge(policy, product, known, day, told={reason.code for reason in limits})
     result = Pricing(policy=policy.name, policy_hash=policy.hash)
     result.price_time.FromDatetime(now)
@@ -120,7 +125,7 @@ def _judge(policy: Policy, product: Product, known: Evidence, day: dt.date, told
     fired, near = [], []
     unknown: dict[str, list[str]] = {}
     values = {**known.values, "policy.pd_max": float(product.pd_max)}
-    context = cel.Context(variables=nested(values, policy.reads))
+    judged = []
     for compiled in policy.rules:
         rule = compiled.rule
         if product.party not in rule.of or not rule.in_force(day):
@@ -131,9 +136,13 @@ def _judge(policy: Policy, product: Product, known: Evidence, day: dt.date, told
                 # A source that answered without this fact holds nothing against the applicant (a thin file).
                 if source not in known.usable and name not in unknown.setdefault(source, []):
                     unknown[source].append(name)
-        elif compiled.fires(context):
+        else:
+            judged.append(compiled)
+    context = cel.Context(variables=nested(values, policy.reads))
+    for compiled, fires in zip(judged, policy.fired(tuple(judged), context), strict=True):
+        if fires:
             fired.append(rule_reason(compiled, Reason.EFFECT_DECLINE, known, policy, product))
-        elif rule.code not in told and compiled.nearly_fires(values):
+        elif compiled.rule.code not in told and compiled.nearly_fires(values):
             near.append(rule_reason(compiled, Reason.EFFECT_NEAR_MISS, known, policy, product))
     return _Judgement(fired, near, unknown)
 

@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from lending.bureau.v1.bureau_service_pb2 import Attribute, SourceReport
 from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest
 from lending.type.v1.loan_pb2 import LoanRequest
 from lending.type.v1.reason_pb2 import Fact, Value
-
-from services.pricing.policy import Attribute as Entry
 
 _COMPLETE = frozenset({SourceReport.STATE_FRESH, SourceReport.STATE_NOT_FOUND})
 _USABLE = _COMPLETE | {SourceReport.STATE_STALE}
@@ -24,7 +21,8 @@ class Evidence:
     """Values by name, where each came from, and the sources by how they answered."""
 
     values: Mapping[str, Any]
-    origins: Mapping[str, tuple[Value, str, Timestamp | None]]
+    origins: Mapping[str, tuple[Value, str, Attribute | None, SourceReport | None]]
+    """Each value in its wire form, who said it, and where it stands in the profile; nowhere for what is declared."""
     complete: frozenset[str]
     """Sources whose answer a decline may rest on."""
     usable: frozenset[str]
@@ -39,58 +37,55 @@ class Evidence:
         """The fact in its wire form, built only for the few that a reason shows; without a value where unknown."""
         if name not in self.origins:
             return Fact(attribute=name)
-        value, source, observed = self.origins[name]
-        return Fact(attribute=name, value=value, source=source, observed_time=observed)
+        value, source, attribute, report = self.origins[name]
+        dated = next((said for said in (attribute, report) if said and said.HasField("observed_time")), None)
+        return Fact(attribute=name, value=value, source=source, observed_time=dated.observed_time if dated else None)
 
 
 def evidence(
-    item: PriceApplicationsRequest.Item, dictionary: Mapping[str, Entry], now: dt.datetime, term_months: int
+    item: PriceApplicationsRequest.Item, types: Mapping[str, Mapping[str, str]], now: dt.datetime, term_months: int
 ) -> Evidence:
     """All that is known of one application, for a loan of that term.
 
+    types  by source: the facts that are its to state, each with its kind of value.
     An answer that states a fact as another kind of value than the dictionary says is no answer: a fault at the
     source must not decide.
     """
     values: dict[str, Any] = {}
-    origins: dict[str, tuple[Value, str, Timestamp | None]] = {}
+    origins: dict[str, tuple[Value, str, Attribute | None, SourceReport | None]] = {}
     complete, usable = set(), set()
-    now_ns = int(now.timestamp() * 1e9)
+    now_s = now.timestamp()
     for report in item.profile.reports:
-        if report.state not in _USABLE:
+        source = report.source
+        if report.state not in _USABLE or (said := _said(report, types.get(source, {}))) is None:
             continue
-        said = _said(report, dictionary)
-        if said is None:
-            continue
-        usable.add(report.source)
-        expired = report.HasField("usable_until_time") and report.usable_until_time.ToNanoseconds() <= now_ns
+        usable.add(source)
+        expired = report.HasField("usable_until_time") and report.usable_until_time.seconds <= now_s
         if report.state in _COMPLETE and not expired:
-            complete.add(report.source)
-        for name, (value, attribute) in said.items():
+            complete.add(source)
+        for name, value, attribute in said:
             values[name] = value
-            dated = attribute if attribute.HasField("observed_time") else report
-            observed = dated.observed_time if dated.HasField("observed_time") else None
-            origins[name] = (attribute.value, report.source, observed)
+            origins[name] = (attribute.value, source, attribute, report)
     for name, stated, source in _stated(item, term_months):
         values[name] = getattr(stated, stated.WhichOneof("kind") or "text")
-        origins[name] = (stated, source, None)
+        origins[name] = (stated, source, None, None)
     return Evidence(values, origins, frozenset(complete), frozenset(usable))
 
 
-def _said(report: SourceReport, dictionary: Mapping[str, Entry]) -> dict[str, tuple[Any, Attribute]] | None:
-    """The facts of one report; None when one has the wrong kind."""
-    said: dict[str, tuple[Any, Attribute]] = {}
+def _said(report: SourceReport, types: Mapping[str, str]) -> list[tuple[str, Any, Attribute]] | None:
+    """The facts of one report that are its source's to state; None when one has the wrong kind."""
+    said: list[tuple[str, Any, Attribute]] = []
     for attribute in report.attributes:
-        entry = dictionary.get(attribute.name)
-        kind = attribute.value.WhichOneof("kind")
-        # A fact of another source's room, or of none, is not this source's to state.
-        if entry is None or entry.source != report.source or kind is None:
+        name, stated = attribute.name, attribute.value
+        type_, kind = types.get(name), stated.WhichOneof("kind")
+        if type_ is None or kind is None:
             continue
-        value = getattr(attribute.value, kind)
-        if entry.type == "number" and kind == "integer":
+        value = getattr(stated, kind)
+        if type_ == "number" and kind == "integer":
             value = float(value)
-        elif kind != entry.type or value != value:  # NaN alone differs from itself.
+        elif kind != type_ or value != value:  # NaN alone differs from itself.
             return None
-        said[attribute.name] = (value, attribute)
+        said.append((name, value, attribute))
     return said
 
 

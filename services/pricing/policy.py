@@ -6,9 +6,10 @@ import datetime as dt
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import lru_cache
 from importlib import resources
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 PartyKind = Literal["person", "firm"]
 GRADES = frozenset("ABCDE")
+_DAYS_KEPT = 100
+_PROGRAMS_KEPT = 500
 PARTS = ("market", "products", "rules", "texts")
 """The files of a version."""
 
@@ -205,7 +208,14 @@ _PLACEHOLDER = re.compile(r"\{([a-z0-9_.]+)\}")
 
 def fill(template: str, values: Mapping[str, str]) -> str:
     """The template with its placeholders filled in; one without a value reads as a dash."""
-    return _PLACEHOLDER.sub(lambda found: values.get(found.group(1), "—"), template)
+    parts = _parts(template)
+    return "".join(values.get(part, "—") if number % 2 else part for number, part in enumerate(parts))
+
+
+@lru_cache(maxsize=1000)
+def _parts(template: str) -> list[str]:
+    """Text and names of placeholders in turn, beginning with text."""
+    return _PLACEHOLDER.split(template)
 
 
 @dataclass(frozen=True)
@@ -244,9 +254,31 @@ class Policy:
     """What the sources are called."""
     reads: frozenset[str]
     """All that rules read."""
+    types: Mapping[str, Mapping[str, str]]
+    """By source: the facts it may state, each with its kind of value."""
+    _caps_found: dict[tuple[str, PartyKind, dt.date], Rule | None] = field(default_factory=dict, compare=False)
+    _programs: dict[tuple[str, ...], Any] = field(default_factory=dict, compare=False)
 
     def cap(self, what: str, party: PartyKind, on: dt.date) -> Rule | None:
         """The lowest legal cap in force on a day, without those that another one in force overrides."""
+        key = (what, party, on)
+        if key not in self._caps_found:
+            if len(self._caps_found) > _DAYS_KEPT:
+                self._caps_found.clear()
+            self._caps_found[key] = self._find_cap(what, party, on)
+        return self._caps_found[key]
+
+    def fired(self, rules: tuple[CompiledRule, ...], context: cel.Context) -> Sequence[bool]:
+        """Whether each of the rules declines; all in one run, as most of a rule's cost is in starting it."""
+        key = tuple(compiled.rule.id or compiled.rule.code for compiled in rules)
+        if key not in self._programs:
+            # As many as there are sets of facts that a source left out; a new one costs a compilation.
+            if len(self._programs) > _PROGRAMS_KEPT:
+                self._programs.clear()
+            self._programs[key] = cel.compile("[" + ", ".join(f"({c.rule.declines_if})" for c in rules) + "]")
+        return [bool(one) for one in self._programs[key].execute(context)]
+
+    def _find_cap(self, what: str, party: PartyKind, on: dt.date) -> Rule | None:
         found = [c for c in self.caps if c.caps == what and party in c.of and c.in_force(on)]
         overridden = {c.overrides for c in found if c.overrides}
         return min((c for c in found if c.id not in overridden), key=lambda c: c.value, default=None)
@@ -317,6 +349,10 @@ def parse_policy(name: str, files: Mapping[str, str]) -> Policy:
         dictionary={**attributes, **EXTRA_FACTS},
         texts=said,
         sources=sources,
+        types={
+            source: {key: a.type for key, a in attributes.items() if a.source == source}
+            for source in dictionary["sources"]
+        },
         reads=frozenset(name for c in compiled for name in _names(c.rule.declines_if)),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from lending.type.v1 import offer_pb2
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError
 from loanmesh.runtime.status import item_status
+from loanmesh.runtime.validation import refusal
 from services.pricing.decide import price
 from services.pricing.policy import Policy
 from services.pricing.schedule import schedule
@@ -36,8 +38,12 @@ class PricingServicer(PricingServiceServicer):
         response = pb.PriceApplicationsResponse()
         for item in request.items:
             result = response.results.add(key=item.key)
+            if refused := refusal(item):
+                result.error.CopyFrom(item_status(refused))
+                continue
             try:
-                result.pricing.CopyFrom(price(item, self._policy, now))
+                as_of = item.as_of_time.ToDatetime(dt.UTC) if item.HasField("as_of_time") else now
+                result.pricing.CopyFrom(price(item, self._policy, as_of))
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
             except Exception as error:  # noqa: BLE001  A fault of ours in one item must not cost the others their answer.

@@ -32,14 +32,20 @@ def features(model: Model, profile: CreditProfile) -> Features:
     answered = {report.source: report for report in profile.reports if report.state in _ANSWERED}
     if missing := sorted(model.required_sources - answered.keys()):
         raise MissingEvidence(missing)
-    said = {a.name: (a, report) for report in answered.values() for a in report.attributes}
+    wanted = frozenset(model.features)
+    said = {
+        name: (attribute, report)
+        for report in answered.values()
+        for attribute in report.attributes
+        if (name := attribute.name) in wanted
+    }
     values = np.full(len(model.terms), math.nan)
     facts = []
     for column, name in enumerate(model.features):
-        attribute, report = said.get(name, (None, None))
-        if attribute is None or report is None:
+        if name not in said:
             facts.append(Fact(attribute=name, value=Value(), source=_source_of(model)))
             continue
+        attribute, report = said[name]
         values[column] = _number(attribute)
         facts.append(
             Fact(attribute=name, value=attribute.value, source=report.source, observed_time=report.observed_time)

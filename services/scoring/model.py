@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from typing import Any
 
@@ -27,7 +28,7 @@ class Model:
     """SHA-256 of the file, hexadecimal."""
     card: str
 
-    @property
+    @cached_property
     def features(self) -> list[str]:
         """Names of the features, in the order of the terms."""
         return [str(term["feature"]) for term in self.terms]

@@ -14,6 +14,7 @@ from lending.type.v1.party_pb2 import Party
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import MissingEvidence
 from loanmesh.runtime.status import item_status
+from loanmesh.runtime.validation import refusal
 from services.scoring.calibration import grade, points, probability
 from services.scoring.features import Features, features
 from services.scoring.model import Model
@@ -35,10 +36,13 @@ class ScoringServicer(ScoringServiceServicer):
         response = pb.ScoreProfilesResponse(results=[pb.ScoreProfilesResponse.Result(key=i.key) for i in request.items])
         rows: dict[Party.Kind.ValueType, list[tuple[int, Features]]] = {kind: [] for kind in self._models}
         for index, item in enumerate(request.items):
+            if error := refusal(item):
+                response.results[index].error.CopyFrom(item_status(error))
+                continue
             try:
                 rows[item.party_kind].append((index, features(self._models[item.party_kind], item.profile)))
-            except MissingEvidence as error:
-                response.results[index].error.CopyFrom(item_status(error))
+            except MissingEvidence as missing:
+                response.results[index].error.CopyFrom(item_status(missing))
         for kind, found in rows.items():
             if found:
                 model = self._models[kind]

@@ -97,6 +97,9 @@ async def test_bad_input_is_named_and_harms_nothing(mesh: Mesh, client: Client) 
     twisted = fresh("person", 2)
     twisted.parties[0].identity.value = "990000199001010000"
     await refused("INVALID_ARGUMENT", "parties[0].identity.value", "check character", work=client.submit(twisted))
+    late = fresh("person", 2)
+    late.consents[0].given_time.seconds = 10**15
+    await refused("INVALID_ARGUMENT", "consents[0].given_time", work=client.submit(late))
     await refused("INVALID_ARGUMENT", "request_id", work=client.submit(fresh("person", 2), request_id="x"))
     other = fresh("person", 3)
     await refused("ALREADY_EXISTS", sound.name, "loan.amount_fen", work=client.submit(other, request_id="request-1"))

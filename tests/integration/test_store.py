@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -87,7 +89,9 @@ async def test_who_lost_the_lease_decides_nothing(database: Database) -> None:
 async def test_a_withdrawal_in_the_middle_of_work_wins(database: Database) -> None:
     store = a_store(database)
     (claim,) = await accepted(store, 1)
-    await store.change(LENDER, "id-1", "w-1", "hash", "withdrawn", {}, lambda *_: {"state": State.WITHDRAWN.value})
+    await store.change(
+        LENDER, "id-1", "w-1", {"what": "this"}, "withdrawn", {}, lambda *_: {"state": State.WITHDRAWN.value}
+    )
     assert await store.settle([decided(claim)]) == set()
     assert (await store.get(LENDER, "id-1")).state == State.WITHDRAWN
 
@@ -108,12 +112,88 @@ async def test_a_change_asked_twice_happens_once(database: Database) -> None:
     store = a_store(database)
     await accepted(store, 1)
     for _ in range(2):
-        await store.change(LENDER, "id-1", "w-1", "hash", "withdrawn", {}, lambda *_: {"state": "WITHDRAWN"})
+        await store.change(LENDER, "id-1", "w-1", {"what": "this"}, "withdrawn", {}, lambda *_: {"state": "WITHDRAWN"})
     with pytest.raises(RequestIdConflict):
-        await store.change(LENDER, "id-1", "w-1", "other", "withdrawn", {}, lambda *_: {"state": "WITHDRAWN"})
+        await store.change(LENDER, "id-1", "w-1", {"what": "that"}, "withdrawn", {}, lambda *_: {"state": "WITHDRAWN"})
     with pytest.raises(NotFound):
-        await store.change("lenders/other", "id-1", "w-2", "hash", "withdrawn", {}, lambda *_: {})
+        await store.change("lenders/other", "id-1", "w-2", {}, "withdrawn", {}, lambda *_: {})
     assert len(await store.events(LENDER, "id-1")) == 2
+
+
+async def test_a_request_id_used_otherwise_names_what_differs(database: Database) -> None:
+    store = a_store(database)
+    await accepted(store, 1)
+    await store.change(
+        LENDER, "id-1", "r-1", {"offer_id": "offer-1"}, "offer_accepted", {}, lambda *_: {"state": "DECIDED"}
+    )
+    for said, kind, fields in (
+        ({"offer_id": "offer-2"}, "offer_accepted", "offer_id"),
+        ({}, "withdrawn", "kind, offer_id"),
+    ):
+        with pytest.raises(RequestIdConflict) as refused:
+            await store.change(LENDER, "id-1", "r-1", said, kind, {}, lambda *_: {})
+        assert refused.value.metadata["fields"] == fields
+
+
+async def test_what_was_submitted_is_kept_when_information_is_supplied(database: Database) -> None:
+    store = a_store(database)
+    (claim,) = await accepted(store, 1)
+    for payload in (b"more", b"most"):
+        more = functools.partial(lambda said, *_: {"payload": said}, payload)
+        await store.change(LENDER, "id-1", f"supply-{payload!r}", {}, "information_supplied", {}, more)
+    assert await store.submitted(LENDER, "id-1") == claim.payload
+    assert (await store.get(LENDER, "id-1")).payload == b"most"
+
+
+async def test_what_was_missing_is_no_longer_told_of_a_withdrawn_application(database: Database) -> None:
+    store = a_store(database)
+    (claim,) = await accepted(store, 1)
+    missing = ({"field": "consents", "source": "tax", "reason": "CONSENT_MISSING"},)
+    await store.settle([Awaiting(claim, missing, 2e9, 1.0)])
+    assert (await store.get(LENDER, "id-1")).missing == missing
+    await store.change(LENDER, "id-1", "w-1", {}, "withdrawn", {}, lambda *_: {"state": "WITHDRAWN"})
+    assert (await store.get(LENDER, "id-1")).missing == ()
+
+
+async def test_one_place_in_five_goes_by_age(database: Database) -> None:
+    store = a_store(database)
+    await store.accept([(replace(new(n), priority=3), False) for n in range(10)])
+    await store.accept([(new(n), False) for n in range(100, 120)])
+    claimed = await store.claim(10)
+    assert sum(c.priority == 1 for c in claimed) == 8
+    assert [c.priority for c in claimed[8:]] == [3, 3]
+
+
+async def test_what_was_too_much_keeps_its_place(database: Database) -> None:
+    store = a_store(database)
+    first, second = await accepted(store, 1, 2)
+    await store.settle([Deferred(first, ("source_missing:tax",), 0.0, 1.0, overloaded=True)])
+    (again,) = await store.claim(10)
+    assert (again.id, again.not_before) == (first.id, first.not_before)
+    assert again.not_before <= second.not_before
+
+
+async def test_callers_who_send_the_same_in_other_orders_do_not_block_each_other(database: Database) -> None:
+    stores = [a_store(database, owner) for owner in ("a", "b")]
+    for start in range(0, 1000, 200):
+        batch = [(new(n), True) for n in range(start, start + 200)]
+        answers = await asyncio.gather(stores[0].accept(batch), stores[1].accept(batch[::-1]))
+        assert [s.id for s in answers[0]] == [s.id for s in answers[1][::-1]]
+
+
+async def test_renewing_beside_deciding_blocks_neither(database: Database) -> None:
+    store = a_store(database)
+    claims = await accepted(store, *range(200))
+    half = claims[::2]
+    settled, kept = await asyncio.gather(store.settle([decided(c) for c in half[::-1]]), store.renew(claims[::-1]))
+    assert settled == {c.id for c in half}
+    assert {c.id for c in claims[1::2]} <= kept
+
+
+async def test_thousands_can_be_watched(database: Database) -> None:
+    store = a_store(database)
+    await accepted(store, 1)
+    assert await store.revisions([f"id-{n}" for n in range(12_000)]) == {"id-1": 1}
 
 
 async def test_what_is_overdue_expires_with_an_intact_history(database: Database) -> None:
@@ -200,4 +280,5 @@ def test_migrations_lead_to_the_tables_of_the_code_and_back(database_url: str) -
 async def test_the_store_runs_on_the_systems_clock_too(database: Database) -> None:
     store = Store(database, SystemClock(), "a", 5.0)
     await store.accept([(new(1), False)])
-    assert await store.backlog() == 1
+    ((priority, _, count, replicas),) = await store.backlog()
+    assert (priority, count, replicas) == (1, 1, 0)

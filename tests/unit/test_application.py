@@ -5,6 +5,7 @@ from lending.intake.v1.intake_service_pb2 import Application
 from lending.type.v1.party_pb2 import Identity, Party
 
 from loanmesh.runtime.errors import InvalidRequest, WrongState
+from loanmesh.runtime.identity import resident_check
 from services.intake.application import OUTPUT_ONLY, Happening, State, chain, differing, require_allowed, unsound
 from services.intake.store import parse_filter
 from tests.builders import NOW, an_application
@@ -26,6 +27,23 @@ def test_what_is_unsound_is_named_but_never_quoted() -> None:
     assert [f for f, _ in unsound(application, NOW)] == ["application.parties[0].identity.kind"]
     application.parties[0].role = Party.ROLE_GUARANTOR
     assert "application.parties" in [f for f, _ in unsound(application, NOW)]
+
+
+@pytest.mark.parametrize("born", ["20300101", "18500101"])
+def test_a_date_of_birth_that_cannot_be_is_refused(born: str) -> None:
+    application = an_application()
+    first_17 = f"990000{born}001"
+    application.parties[0].identity.value = first_17 + resident_check(first_17)
+    ((field, rule),) = unsound(application, NOW)
+    assert field == "application.parties[0].identity.value"
+    assert "date of birth" in rule
+    assert born not in rule
+
+
+def test_a_time_that_cannot_be_is_no_crash() -> None:
+    application = an_application()
+    application.consents[0].given_time.seconds = 10**15
+    assert [f for f, _ in unsound(application, NOW)] == ["application.consents[0].given_time"]
 
 
 def test_differences_are_named_by_path() -> None:

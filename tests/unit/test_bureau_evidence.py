@@ -11,7 +11,7 @@ from lending.bureau.v1.bureau_service_pb2 import SourceReport
 from lending.type.v1.party_pb2 import Consent, Party
 
 from loanmesh.runtime.clock import FakeClock
-from services.bureau.consent import CLOCK_SKEW, has_consent
+from services.bureau.consent import CLOCK_SKEW_S, has_consent
 from services.bureau.freshness import is_fresh, is_usable
 from services.bureau.profile import Answer, Missing, report
 from services.bureau.sources import Garbage, load_sources
@@ -45,8 +45,8 @@ def a_consent(
         (a_consent(purpose=Consent.PURPOSE_POST_LOAN_MONITORING), False),
         (a_consent(expire_s=1), True),
         (a_consent(expire_s=0), False),
-        (a_consent(given_s=CLOCK_SKEW.total_seconds()), True),
-        (a_consent(given_s=CLOCK_SKEW.total_seconds() + 1), False),
+        (a_consent(given_s=CLOCK_SKEW_S), True),
+        (a_consent(given_s=CLOCK_SKEW_S + 1), False),
     ],
 )
 def test_a_consent_is_in_force_for_its_party_source_purpose_and_time(consent: Consent, in_force: bool) -> None:

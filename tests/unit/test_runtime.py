@@ -18,6 +18,7 @@ from services.intake.settings import IntakeSettings
 
 async def test_what_arrives_meanwhile_becomes_the_next_batch() -> None:
     sizes: list[int] = []
+    clock = FakeClock()
     gate = asyncio.Event()
 
     async def run(batch: Sequence[int]) -> Sequence[int | LoanmeshError]:
@@ -25,7 +26,7 @@ async def test_what_arrives_meanwhile_becomes_the_next_batch() -> None:
         await gate.wait()
         return [InvalidRequest(("n", "odd")) if n % 2 else n for n in batch]
 
-    batcher: Batcher[int, int] = Batcher(run, max_items=4, max_waiting=6)
+    batcher: Batcher[int, int] = Batcher(run, max_items=4, max_waiting=6, clock=clock)
     first = asyncio.create_task(batcher.submit(0))
     while not sizes:
         await asyncio.wait([first], timeout=0.001)
@@ -33,9 +34,12 @@ async def test_what_arrives_meanwhile_becomes_the_next_batch() -> None:
     await asyncio.wait(others, timeout=0.001)
     with pytest.raises(Overloaded):
         await batcher.submit(7)
+    clock.advance(3.0)
+    assert batcher.waited_s == 3.0
     gate.set()
     outcomes = await asyncio.gather(first, *others, return_exceptions=True)
     assert sizes == [1, 4, 2]
+    assert batcher.waited_s == 0.0
     assert [isinstance(outcome, InvalidRequest) for outcome in outcomes] == [
         False,
         True,

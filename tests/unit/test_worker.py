@@ -1,26 +1,37 @@
-"""The worker: batches that fill up, and inherit nothing from who started them."""
+"""The worker: batches that fill up, urgent work first, nothing starved, nothing inherited, nothing dropped."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from loanmesh.runtime import deadline
 from loanmesh.runtime.clock import FakeClock
 from services.intake.application import Claim
+from services.intake.held import Held
+from services.intake.ports import Deferred, Result
 from services.intake.worker import Worker
+
+INTERACTIVE, PARTNER, BULK = 1, 2, 3
+Decide = Callable[[Sequence[Claim]], Awaitable[Mapping[str, Result]]]
 
 
 class Leases:
-    """Hands out nothing; remembers what was given back."""
+    """Hands out what stands in `open`; remembers what was given back."""
 
     def __init__(self) -> None:
+        self.open: list[Claim] = []
         self.released: list[str] = []
+        self.renewing = asyncio.Event()
+        self.renewed = asyncio.Event()
 
     async def claim(self, at_most: int) -> list[Claim]:
-        return []
+        taken, self.open = self.open[:at_most], self.open[at_most:]
+        return taken
 
     async def renew(self, claims: Sequence[Claim]) -> set[str]:
+        self.renewing.set()
+        await self.renewed.wait()
         return {claim.id for claim in claims}
 
     async def release(self, claims: Sequence[Claim]) -> None:
@@ -30,26 +41,39 @@ class Leases:
         return 0
 
 
-def a_claim(number: int) -> Claim:
-    return Claim(str(number), "lenders/demo", 1, 1, 1, 1, "", b"", "[]", 0.0)
+def a_claim(number: int, priority: int = INTERACTIVE, not_before: float = 0.0) -> Claim:
+    return Claim(str(number), "lenders/demo", 1, 1, 1, 1, "", b"", "[]", 0.0, priority, not_before)
 
 
-def a_worker(leases: Leases, decide_batch) -> Worker:  # type: ignore[no-untyped-def]
-    return Worker(leases, decide_batch, FakeClock(), batch_max=4, batches=1, held_max=10, lease_s=9, poll_s=1,
-                  settled=lambda ids: None, report=lambda *_, **__: None)  # fmt: skip
+def some_claims(count: int, priority: int = INTERACTIVE, first: int = 0) -> list[Claim]:
+    return [a_claim(first + number, priority, float(first + number)) for number in range(count)]
+
+
+def deferred(claims: Sequence[Claim], overloaded: bool = False) -> dict[str, Result]:
+    return {claim.id: Deferred(claim, (), 0.0, 0.0, overloaded) for claim in claims}
+
+
+def a_worker(leases: Leases, decide_batch: Decide, clock: FakeClock | None = None, batches: int = 1) -> Worker:
+    return Worker(leases, decide_batch, clock or FakeClock(), batch_max=4, batches=batches, held_max=10, lease_s=9,
+                  poll_s=1, settled=lambda results: None, report=lambda *_, **__: None)  # fmt: skip
+
+
+async def turns(count: int = 20) -> None:
+    """Let others run."""
+    for _ in range(count):
+        await FakeClock().sleep(0)
 
 
 async def test_a_batch_does_not_inherit_the_deadline_of_the_caller_that_started_it() -> None:
     left: list[float] = []
 
-    async def decide_batch(claims: Sequence[Claim]) -> set[str]:
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
         left.append(deadline.remaining_s(100.0, 2.0))
-        return {claim.id for claim in claims}
+        return deferred(claims)
 
     worker = a_worker(Leases(), decide_batch)
     deadline.note(1.0)  # A caller whose time is long over.
-    for number in range(6):
-        worker.offer(a_claim(number))
+    worker.offer(some_claims(6))
     await worker.drain()
     deadline.note(None)
     assert left
@@ -60,18 +84,163 @@ async def test_draining_finishes_what_is_begun_and_gives_back_the_rest() -> None
     gate = asyncio.Event()
     begun: list[str] = []
 
-    async def decide_batch(claims: Sequence[Claim]) -> set[str]:
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
         begun.extend(claim.id for claim in claims)
         await gate.wait()
-        return {claim.id for claim in claims}
+        return deferred(claims)
 
     leases = Leases()
     worker = a_worker(leases, decide_batch)
-    for number in range(9):
-        worker.offer(a_claim(number))
+    worker.offer(some_claims(9))
     while not begun:
-        await FakeClock().sleep(0)
+        await turns(1)
     gate.set()
     await worker.drain()
-    assert not worker.has_room
+    assert not worker.has_room(INTERACTIVE)
     assert sorted(begun + leases.released) == [str(number) for number in range(9)]
+
+
+async def test_a_second_batch_starts_when_it_is_full_or_its_first_member_has_waited() -> None:
+    gate = asyncio.Event()
+    begun: list[int] = []
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        begun.append(len(claims))
+        await gate.wait()
+        return deferred(claims)
+
+    class StillClock(FakeClock):
+        """Sleeps until it is moved on."""
+
+        async def sleep(self, seconds: float) -> None:
+            until = self.monotonic() + seconds
+            while self.monotonic() < until:  # noqa: ASYNC110  The clock is moved by the test, which has no event for it.
+                await asyncio.sleep(0)  # noqa: TID251  Only gives way.
+
+    clock = StillClock()
+    worker = a_worker(Leases(), decide_batch, clock, batches=3)
+    worker.offer(some_claims(1))
+    worker.offer(some_claims(2, first=1))
+    await turns()
+    assert begun == [1]
+    worker.offer(some_claims(2, first=3))
+    await turns()
+    assert begun == [1, 4]
+    worker.offer(some_claims(1, first=5))
+    await turns()
+    assert begun == [1, 4]
+    clock.advance(0.03)
+    await turns()
+    assert begun == [1, 4, 1]
+    gate.set()
+    await worker.drain()
+
+
+async def test_what_comes_while_leases_are_renewed_is_kept() -> None:
+    gate = asyncio.Event()
+    begun: list[str] = []
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        begun.extend(claim.id for claim in claims)
+        await gate.wait()
+        return deferred(claims)
+
+    leases = Leases()
+    worker = a_worker(leases, decide_batch)
+    worker.start()
+    worker.offer(some_claims(1))
+    await leases.renewing.wait()
+    worker.offer(some_claims(1, first=1))
+    leases.renewed.set()
+    await turns()
+    gate.set()
+    await turns()
+    await worker.drain()
+    assert begun == ["0", "1"]
+
+
+async def test_a_claim_that_fails_in_any_way_does_not_end_the_worker() -> None:
+    begun: list[str] = []
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        begun.extend(claim.id for claim in claims)
+        return deferred(claims)
+
+    class Failing(Leases):
+        """Fails once, as no database should."""
+
+        failed = False
+
+        async def claim(self, at_most: int) -> list[Claim]:
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("deadlock detected")
+            return await super().claim(at_most)
+
+    leases = Failing()
+    leases.open = some_claims(3)
+    worker = a_worker(leases, decide_batch)
+    worker.start()
+    await turns()
+    assert begun == ["0", "1", "2"]
+    await worker.drain()
+
+
+async def test_low_classes_leave_room_for_urgent_ones_and_nobody_overtakes_his_own_class() -> None:
+    gate = asyncio.Event()
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        await gate.wait()
+        return deferred(claims)
+
+    leases = Leases()
+    worker = a_worker(leases, decide_batch)
+    worker.offer(some_claims(5, BULK))
+    assert not worker.has_room(BULK)  # Half of ten is full.
+    assert worker.has_room(PARTNER)
+    assert worker.has_room(INTERACTIVE)
+    gate.set()
+    await turns()
+    assert not worker.has_room(BULK)  # There is room, but older bulk work waits in the store.
+    assert worker.has_room(INTERACTIVE)
+    worker.start()
+    await turns()
+    assert worker.has_room(BULK)  # The store was found empty.
+    await worker.drain()
+
+
+async def test_overload_slows_the_worker_down_and_it_recovers_by_itself() -> None:
+    clock = FakeClock()
+    busy = True
+    begun: list[float] = []
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        begun.extend([clock.monotonic()] * len(claims))
+        clock.advance(0.01)
+        return deferred(claims, overloaded=busy)
+
+    worker = a_worker(Leases(), decide_batch, clock)
+    worker.offer(some_claims(8))
+    await turns(2000)
+    assert len(begun) == 8
+    assert begun[-1] > 1.0  # Eight in four at once would have taken a fiftieth of a second.
+    busy = False
+    worker.offer(some_claims(200, first=100))
+    await turns(20_000)
+    assert len(begun) == 208
+    assert begun[-1] - begun[-50] < 5.0
+    await worker.drain()
+
+
+def test_the_urgent_go_first_and_one_place_in_five_goes_by_age() -> None:
+    held = Held()
+    held.add([a_claim(n, BULK, 100.0 + n) for n in range(10)], 0.0)
+    held.add([a_claim(n, INTERACTIVE, 1000.0 + n) for n in range(100, 120)], 5.0)
+    assert held.came_first_at() == 0.0
+    assert [claim.id for claim in held.take(10)] == [*(str(n) for n in range(100, 108)), "0", "1"]
+    assert len(held) == 20
+    assert [claim.id for claim in held.take(4)] == ["108", "109", "110", "111"]
+    held.keep({"5", "119"})
+    assert [claim.id for claim in held] == ["119", "5"]
+    assert [claim.id for claim in held.take(10)] == ["119", "5"]
+    assert held.came_first_at() == float("inf")

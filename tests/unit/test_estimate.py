@@ -1,0 +1,57 @@
+"""The estimate: a place in the backlog over the rate of busy time."""
+
+from __future__ import annotations
+
+import pytest
+
+from loanmesh.runtime.clock import FakeClock
+from services.intake.estimate import AT_LEAST_S, UNKNOWN_S, Estimate
+
+
+class Backlog:
+    """Rows as the store counts them."""
+
+    def __init__(self, *rows: tuple[int, int, int, int]) -> None:
+        self.rows = list(rows)
+
+    async def __call__(self) -> list[tuple[int, int, int, int]]:
+        return self.rows
+
+
+def decide(estimate: Estimate, clock: FakeClock, a_second: int, seconds: int) -> None:
+    for _ in range(seconds * 10):
+        clock.advance(0.1)
+        estimate.decided(a_second // 10, busy=True)
+
+
+async def test_before_anything_was_decided_a_short_backlog_is_soon_and_a_long_one_unknown() -> None:
+    clock = FakeClock()
+    assert await Estimate(Backlog((1, 0, 10, 1)), clock).seconds(1) == AT_LEAST_S
+    assert await Estimate(Backlog((1, 0, 1000, 1)), clock).seconds(1) == UNKNOWN_S
+
+
+async def test_the_place_in_the_backlog_over_the_rate() -> None:
+    clock = FakeClock()
+    estimate = Estimate(Backlog((1, 100, 500, 1), (1, 101, 500, 1), (3, 50, 1000, 1)), clock)
+    decide(estimate, clock, 50, 20)
+    assert await estimate.seconds(1) == pytest.approx(1000 / 50, rel=0.05)
+    assert await estimate.seconds(3) == pytest.approx(2000 / 50, rel=0.05)
+    assert await estimate.seconds(1, not_before=100.5) == pytest.approx(500 / 50, rel=0.05)
+
+
+async def test_time_without_work_does_not_slow_the_rate() -> None:
+    clock = FakeClock()
+    estimate = Estimate(Backlog((1, 0, 1000, 1)), clock)
+    decide(estimate, clock, 100, 5)
+    estimate.decided(10, busy=False)
+    clock.advance(600)
+    estimate.decided(10, busy=True)
+    decide(estimate, clock, 100, 1)
+    assert await estimate.seconds(1) == pytest.approx(10.0, rel=0.1)
+
+
+async def test_replicas_that_hold_work_share_it() -> None:
+    clock = FakeClock()
+    estimate = Estimate(Backlog((1, 0, 500, 2), (1, 1, 500, 4)), clock)
+    decide(estimate, clock, 50, 10)
+    assert await estimate.seconds(1) == pytest.approx(1000 / 200, rel=0.05)
