@@ -115,7 +115,7 @@ def acknowledge_before_commit() -> Iterator[None]:
                 raise
             return Snapshot(
                 new.id, lender, new.payload, State.PENDING, 0.0, (), (), None, 1, "", 1, new.created_at,
-                new.created_at, None,
+                new.created_at, None, new.priority,
             )  # fmt: skip
 
     with swapped(store.Store, "accept", accept), swapped(store.Store, "get", get):
@@ -183,7 +183,7 @@ def reworded_now(wrong: str) -> Iterator[None]:
 @contextmanager
 def claims_what_is_held() -> Iterator[None]:
     """Takes over before the lease has ended."""
-    with reworded(store, ["_CLAIM"], "lease_until < {now}", "lease_until < {now} + 2"):
+    with reworded(store, ["_CLAIM_URGENT", "_CLAIM_OLDEST"], "lease_until < {now}", "lease_until < {now} + 2"):
         yield
 
 
@@ -197,14 +197,14 @@ def renews_a_lost_lease() -> Iterator[None]:
 @contextmanager
 def defers_without_a_wait() -> Iterator[None]:
     """What cannot be decided now is looked at again at once, and again."""
-    with reworded(store, ["_DEFER"], "not_before = {now} + ?", "not_before = {now} + 0 * ?"):
+    with reworded(store, ["_DEFER"], "ELSE {now} + ? END", "ELSE {now} + 0 * ? END"):
         yield
 
 
 @contextmanager
 def priority_inversion() -> Iterator[None]:
     """Claims what is least urgent first."""
-    with reworded(store, ["_CLAIM"], "ORDER BY priority,", "ORDER BY priority DESC,"):
+    with reworded(store, ["_CLAIM_URGENT"], "ORDER BY priority,", "ORDER BY priority DESC,"):
         yield
 
 
@@ -257,8 +257,7 @@ def recovers_only_at_start() -> Iterator[None]:
     """Looks for work that nobody holds when it starts, and never again."""
 
     async def claim(self: worker.Worker) -> None:
-        for one in await self._safely("claim", self._leases.claim(self._held_max)) or ():
-            self.offer(one)
+        self.offer(await self._safely("claim", self._leases.claim(self._held_max)) or [])
 
     with swapped(worker.Worker, "_claim_forever", claim):
         yield
@@ -270,8 +269,8 @@ def draining_goes_on_claiming() -> Iterator[None]:
 
     async def drain(self: worker.Worker) -> None:
         self._draining = True
-        rest = list(self._queue)
-        self._queue.clear()
+        rest = list(self._held)
+        self._held.keep(())
         if rest:
             await self._safely("release", self._leases.release(rest))
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -321,7 +320,7 @@ def owner_name_used_again() -> Iterator[None]:
 @contextmanager
 def declines_on_missing_evidence() -> Iterator[None]:
     """Takes *undetermined* for a no."""
-    outcomes = {**pipeline._OUTCOMES, Pricing.OUTCOME_UNDETERMINED: pipeline.Decision.OUTCOME_DECLINED}
+    outcomes = {**pipeline.OUTCOMES, Pricing.OUTCOME_UNDETERMINED: pipeline.Decision.OUTCOME_DECLINED}
 
     def conclude(self: pipeline.Pipeline, case: pipeline.Case) -> pipeline.Result:
         assert case.pricing is not None
@@ -329,7 +328,7 @@ def declines_on_missing_evidence() -> Iterator[None]:
         assert case.score is not None
         return self._decided(case, case.profile, case.score, case.pricing)
 
-    with swapped(pipeline, "_OUTCOMES", outcomes), swapped(pipeline.Pipeline, "_conclude", conclude):
+    with swapped(pipeline, "OUTCOMES", outcomes), swapped(pipeline.Pipeline, "_conclude", conclude):
         yield
 
 

@@ -31,7 +31,8 @@ from services.intake.explain import Label
 from services.intake.main import labels
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
-from services.intake.ports import Case
+from services.intake.ports import Case, Deferred, Result
+from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.store import Store
 from services.intake.watch import Watch
@@ -54,6 +55,7 @@ class Sizes:
     batch_max: int = 4
     batches: int = 2
     held_max: int = 8
+    queue_s_max: float = 2.0
     leave_s: float = 0.2
     drain_s: float = 3.0
     budget_s: float = 1.0
@@ -187,7 +189,7 @@ class Intake(Process):
             for service in ("bureau", "scoring", "pricing")
         ]
         pricing = GrpcPricing(channels[2])  # type: ignore[arg-type]  # Channels of the simulator, by design.
-        self.watch = Watch(store.revisions, clock, sizes.watch_poll_s)
+        self.watch = Watch(store.revisions, clock, sizes.watch_poll_s, self._report)
         self.estimate = Estimate(store.backlog, clock)
         bureau, scoring = GrpcBureau(channels[0]), GrpcScoring(channels[1])  # type: ignore[arg-type]  # As above.
         port = _Port(bureau, scoring, pricing, around.observer)
@@ -210,10 +212,12 @@ class Intake(Process):
             self.watch,
             self.estimate,
             pricing.schedules,
+            Replay(scoring, pricing),
             known_labels(),
             clock,
             lambda: around.ids(clock),
             accepts_waiting_max=64,
+            queue_s_max=sizes.queue_s_max,
         )
         add_IntakeServiceServicer_to_server(self.servicer, server)  # type: ignore[no-untyped-call]  # Generated.
         self.worker.start()
@@ -222,20 +226,22 @@ class Intake(Process):
     async def drain(self) -> None:
         """As the service does on SIGTERM."""
         await self.worker.drain()
+        self.watch.leave()
 
     async def close(self) -> None:
         """As the service does at its end."""
         await self.watch.stop()
 
-    def _settled(self, ids: set[str]) -> None:
-        self.estimate.decided(len(ids))
-        self.watch.changed(ids)
+    def _settled(self, results: Mapping[str, Result]) -> None:
+        self.estimate.decided(sum(not isinstance(r, Deferred) for r in results.values()), self.worker.busy)
+        self.watch.settled(results)
 
     def _report(self, event: str, **facts: Any) -> None:
         self.trouble = True
         self.around.observer.trace(f"{self.name} reports {event} {facts.get('count', '')}")
-        if event == "batch_failed":
-            text = f"a batch failed with {facts.get('exc_info')!r}"
+        # What mends itself is a database that is away; anything else is a bug that a loop survived.
+        if facts.get("exc_info") or facts.get("error_type", "DependencyDown") != "DependencyDown":
+            text = f"{self.name} reports {event} {facts.get('exc_info')!r}"
             self.around.observer.violate("nothing_is_unexpected", "", text)
 
 
