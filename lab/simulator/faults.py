@@ -23,7 +23,7 @@ class Fault:
     whom: str
     lasts_s: float
     how: float = 0.0
-    """Callbacks until the kill; share lost; seconds the clock jumps."""
+    """Callbacks until the kill or the pause; share lost; seconds a message or statement takes, or the clock jumps."""
     mood: str = ""
 
     def __str__(self) -> str:
@@ -37,8 +37,8 @@ def draw_faults(dice: random.Random, over_s: float) -> list[Fault]:
 
 
 def draw_rush_faults(dice: random.Random) -> list[Fault]:
-    """In every other rush intake is rolled, while its memory is full."""
-    return [Fault(dice.uniform(0.8, 3.0), "roll", "intake-1", 1.0)] if dice.random() < 0.5 else []
+    """In most rushes intake is rolled, while its memory is full."""
+    return [Fault(dice.uniform(0.8, 3.0), "roll", "intake-1", 1.0)] if dice.random() < 0.6 else []
 
 
 def _draw(dice: random.Random, at: float) -> Fault:
@@ -58,13 +58,13 @@ def _draw(dice: random.Random, at: float) -> Fault:
         case "loss" | "duplicates":
             return Fault(at, what, "", lasts_s, dice.uniform(0.05, 0.5))
         case "slow_network":
-            return Fault(at, what, "", lasts_s, dice.uniform(5, 200))
+            return Fault(at, what, "", lasts_s, dice.uniform(0.005, 0.2))
         case "cut":
             return Fault(at, what, dice.choice(["shop", "bureau", "scoring", "pricing"]), lasts_s)
         case "database":
             return Fault(at, what, dice.choice(["intake", "intake", "bureau"]), lasts_s)
         case "slow_database":
-            return Fault(at, what, dice.choice(["intake", "bureau"]), lasts_s, dice.uniform(10, 300))
+            return Fault(at, what, dice.choice(["intake", "bureau"]), lasts_s, dice.uniform(0.01, 0.4))
         case "clock":
             whom = dice.choice([*INTAKE, "bureau-1"])
             return Fault(at, what, whom, lasts_s, dice.choice([-200.0, -5.0, 5.0, 60.0, 4000.0]))

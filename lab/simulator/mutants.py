@@ -12,9 +12,8 @@ import argparse
 import asyncio
 import contextlib
 import json
-import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from lending.bureau.v1.bureau_service_pb2 import SourceReport
 from lending.pricing.v1.pricing_service_pb2 import Pricing
 
 from lab.history import by_rule
-from lab.simulator import database, replica, world
+from lab.simulator import database, replica
 from lab.simulator.world import World, simulate
 from loanmesh.runtime import breaker, deadline
 from loanmesh.runtime.database import Script, Statement
@@ -243,12 +242,15 @@ def changes_forget_their_request() -> Iterator[None]:
 
 @contextmanager
 def lost_wakeup() -> Iterator[None]:
-    """A batch that ends does not start the next one."""
+    """A batch that ends does not start the next one, and nobody else does."""
 
     def done(self: worker.Worker, task: Any) -> None:
         self._under_way.discard(task)
 
-    with swapped(worker.Worker, "_done", done):
+    async def linger(self: worker.Worker) -> None:
+        return
+
+    with swapped(worker.Worker, "_done", done), swapped(worker.Worker, "_linger", linger):
         yield
 
 
@@ -422,20 +424,9 @@ def watcher_misses_changes() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """A planted bug."""
-
-    plant: Callable[[], contextlib.AbstractContextManager[None]]
-
-    @property
-    def name(self) -> str:
-        """Its function's."""
-        return self.plant.__name__
-
-
-MUTANTS = tuple(
-    Mutant(plant)
+Plant = Callable[[], contextlib.AbstractContextManager[None]]
+MUTANTS: Mapping[str, Plant] = {
+    plant.__name__: plant
     for plant in (
         acknowledge_before_commit, no_fence, no_fence_and_no_revision, no_once, request_stored_twice,
         lease_by_local_clock, claims_what_is_held, renews_a_lost_lease, defers_without_a_wait, priority_inversion,
@@ -445,7 +436,8 @@ MUTANTS = tuple(
         permit_not_returned, retry_at_two_layers, calls_without_deadline, deadline_not_passed_on,
         watcher_misses_changes,
     )
-)  # fmt: skip
+}  # fmt: skip
+"""Each by its name; what is wrong stands in its docstring."""
 
 
 @dataclass(frozen=True)
@@ -458,10 +450,42 @@ class Found:
     rules: tuple[str, ...]
 
 
-def hunt(mutant: Mutant, seeds: int = SEEDS, start: int = 0) -> Found:
-    """Try seeds until one breaks a rule."""
-    with mutant.plant():
+def hunt(name: str, seeds: int = SEEDS, start: int = 0) -> Found:
+    """Try seeds until one breaks a rule. Raises DoesNotFit where the bug cannot be planted."""
+    with MUTANTS[name]():
         for seed in range(start, start + seeds):
             if violations := simulate(seed).violations:
-                return Found(mutant.name, seed, seed - start + 1, tuple(by_rule(violations)))
-    return Found(mutant.name, None, seeds, ())
+                return Found(name, seed, seed - start + 1, tuple(by_rule(violations)))
+    return Found(name, None, seeds, ())
+
+
+def main() -> int:
+    """Hunt them all; 1 where one survives, or has no place in the code any more."""
+    parser = argparse.ArgumentParser(prog="python -m lab.simulator.mutants", description="Find planted bugs.")
+    parser.add_argument("names", nargs="*", choices=[[], *MUTANTS], metavar="NAME", help="which; default: all")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many seeds each may survive")
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    said = parser.parse_args()
+    found = []
+    for name in said.names or MUTANTS:
+        result = hunt(name, said.seeds)
+        found.append(result)
+        fate = f"seed {result.seed}, after {result.seeds}: {', '.join(result.rules)}"
+        print(f"{result.name:<34} {fate if result.rules else 'SURVIVED'}", file=sys.stderr if said.json else sys.stdout)
+    killed = sum(result.seed is not None for result in found)
+    rows: list[dict[str, object]] = [
+        {"name": "planted bugs found", "value": killed, "unit": "bugs", "target": len(found),
+         "met": killed == len(found)},
+        *({"name": result.name, "value": result.seeds if result.rules else None, "unit": "seeds until found",
+           "target": said.seeds, "met": bool(result.rules), "seed": result.seed, "rules": list(result.rules)}
+          for result in found),
+    ]  # fmt: skip
+    Path("build").mkdir(exist_ok=True)
+    Path("build/mutants.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if said.json:
+        print(json.dumps(rows, indent=1))
+    return 0 if killed == len(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -405,7 +405,7 @@ class _Call:
         if channel.retry and self._deadline > self._loop.now_s + HOP_S_MAX:
             channel.network.observer.violate("deadlines_are_kept", "", f"{method} has no deadline to speak of")
         until = served_until.get()
-        if until is not None and self._deadline > until + 1e-6 and until < FAR_S:
+        if until is not None and self._deadline > max(until, self._loop.now_s) + 1e-6 and until < FAR_S:
             text = f"{method} may take until {self._deadline:.3f}, and its caller waits until {until:.3f}"
             channel.network.observer.violate("deadlines_are_kept", "", text)
         self._attempts = asked_for.get()
