@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
+from loanmesh.cli import ops
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -430,6 +431,9 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
     del version
+
+
+ops.register(app)
 
 
 def main() -> None:

@@ -1,44 +1,51 @@
-"""Calls to intake, with request ids made for the caller and retries that are safe because of them."""
+"""Calls to intake: the asynchronous client."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-import grpc
-from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 from lending.intake.v1 import intake_service_pb2 as pb
-from lending.intake.v1.intake_service_pb2_grpc import IntakeServiceStub
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay
 
+from loanmesh.client import many, transport
+from loanmesh.client.calls import BULK, INTERACTIVE, PARTNER, Attempts, Calls, Lane, Urgency, Wait
+from loanmesh.client.errors import Unreachable
+from loanmesh.client.journal import Journal
+from loanmesh.client.results import DECIDED, WAITS_FOR_PEOPLE, Decided, Pending
+from loanmesh.client.transport import GrpcTransport, Transport
+from loanmesh.runtime.budget import BudgetSettings
 from loanmesh.runtime.clock import Clock, SystemClock, new_request_id
+from loanmesh.runtime.throttle import ThrottleSettings
 
-_AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED})
-CALL_S = 5.0
-"""Longest time one attempt takes, besides the wait it asks for."""
-T = TypeVar("T")
-
-
-class CallFailed(Exception):
-    """The mesh refused a call. `code` is the gRPC status name, `violations` the (field, rule) pairs it named."""
-
-    def __init__(self, code: str, text: str, violations: Sequence[tuple[str, str]] = ()) -> None:
-        super().__init__(text)
-        self.code = code
-        self.violations = violations
-
-
-class Unreachable(Exception):
-    """The mesh did not answer within the caller's patience. What was sent may have been stored: repeat it."""
+WAIT_S_MAX = 60.0
+"""Longest wait that intake grants in one call."""
+ONE_CALL = Attempts(first_s=1.0, most_s=5.0)
+MANY_ATTEMPTS = Attempts(first_s=5.0, most_s=20.0)
+"""A batch of 500 is half a second's work for a busy intake."""
+MANY_THROTTLE = ThrottleSettings(initial=2, floor=1, ceiling=16, target_s=0.5)
+"""Batches in flight. A batch queues behind itself, so its queue delay may be longer."""
+_STEADY = (transport.GET, transport.ACCEPT, transport.WITHDRAW, transport.SUPPLY)
+"""Calls that take about as long as a submit does. Pages, histories and explanations take as long as they are long."""
+_URGENCY: dict[pb.Priority.ValueType, Urgency] = {pb.PRIORITY_PARTNER: PARTNER, pb.PRIORITY_BULK: BULK}
 
 
 class Client:
-    """Speaks to one intake address on behalf of one lender.
+    """Speaks to intake on behalf of one lender. For one event loop; `SyncClient` is for everybody else.
 
-    patience_s  how long to repeat a call that finds the mesh busy or away.
-    client_id   who calls; request ids are unique per client.
+    address      `host:port`, several `ip:port` with commas, or a gRPC name such as `dns:///intake:7401`.
+    client_id    who calls; request ids are unique per client.
+    patience_s   how long to repeat a call that finds the mesh busy or away, where the call names no deadline.
+    throttle     bounds of the limit on calls in flight.  budget  how much may be repeated.
+    clock, dice, new_id, transport   where time, chance, request ids and answers come from; for tests and simulators.
+
+    Every method raises CallFailed (change the request), Unreachable (send it again later, same request_id) or
+    Overloaded (the same; it says when). Methods that change something take a `request_id` and make one where it is
+    absent; the same id with the same content is answered the same, and nothing happens twice.
     """
 
     def __init__(
@@ -48,145 +55,234 @@ class Client:
         lender: str = "lenders/demo",
         client_id: str = "local",
         patience_s: float = 30.0,
+        throttle: ThrottleSettings | None = None,
+        budget: BudgetSettings | None = None,
         clock: Clock | None = None,
         dice: random.Random | None = None,
+        new_id: Callable[[], str] = new_request_id,
+        transport: Transport | None = None,
     ) -> None:
         self._lender = lender
+        self._client_id = client_id
         self._patience_s = patience_s
         self._clock = clock or SystemClock()
-        self._dice = dice or random.Random()
-        self._metadata = (("loanmesh-client", client_id),)
-        self._channel = grpc.aio.insecure_channel(
-            address,
-            options=[
-                ("grpc.enable_retries", 0),  # Retries are ours alone, see `_call`.
-                ("grpc.max_reconnect_backoff_ms", 1000),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_receive_message_length", 32 * 1024 * 1024),
-            ],
+        self._new_id = new_id
+        self._transport = transport or GrpcTransport(address)
+        self._one = Lane(throttle or ThrottleSettings(), ONE_CALL, self._clock)
+        self._many = Lane(MANY_THROTTLE, MANY_ATTEMPTS, self._clock)
+        self._calls = Calls(
+            self._transport,
+            (("loanmesh-client", client_id),),
+            budget or BudgetSettings(),
+            self._clock,
+            dice or random.Random(),
         )
-        self._stub = IntakeServiceStub(self._channel)
 
     async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._channel.close()
+        await self._transport.close()
+
+    # --- Submit ---
 
     async def submit(
-        self, application: pb.Application, *, request_id: str | None = None, wait_s: float = 0.0
+        self,
+        application: pb.Application,
+        *,
+        request_id: str | None = None,
+        wait_s: float = 0.0,
+        deadline_s: float | None = None,
     ) -> pb.Application:
-        """Store an application; wait up to `wait_s` seconds for its decision. A pending answer is a normal one."""
-        wait = Duration(seconds=int(wait_s), nanos=int(wait_s % 1 * 1e9))
-        request = pb.SubmitApplicationRequest(
-            parent=self._lender, request_id=request_id or new_request_id(), application=application, wait=wait
-        )
-        answer = await self._call(lambda t: self._stub.SubmitApplication(request, timeout=t + wait_s, **self._meta))
-        return answer.application
+        """Store an application; wait up to `wait_s` seconds for its decision. A pending answer is a normal one.
+
+        deadline_s  seconds after which the caller has no use for an answer. Absent: the client's patience and the wait.
+        """
+        if deadline_s is None:
+            deadline_s = self._patience_s + wait_s
+        key = request_id or self._new_id()
+        return await self._submit(application, key, min(wait_s, WAIT_S_MAX), deadline_s)
+
+    async def submit_and_wait(
+        self, application: pb.Application, *, deadline_s: float = 10.0, request_id: str | None = None
+    ) -> Decided | Pending:
+        """Store an application and wait for its decision as long as the caller does.
+
+        Pending when the deadline comes first, or when somebody has to supply or review something; it is stored then,
+        and has an estimate. Raises Unreachable or Overloaded when not even storing was confirmed in time.
+        """
+        ends_at = self._clock.monotonic() + deadline_s
+        key = request_id or self._new_id()
+        application = await self._submit(application, key, min(WAIT_S_MAX, deadline_s), deadline_s)
+        while application.state not in DECIDED | WAITS_FOR_PEOPLE:
+            left_s = ends_at - self._clock.monotonic()
+            if left_s <= 0:
+                break
+            with contextlib.suppress(TimeoutError, Unreachable):  # It is stored: what was seen last is an answer.
+                async with asyncio.timeout(left_s), contextlib.aclosing(self.watch(application.name)) as changes:
+                    async for application in changes:
+                        if application.state in WAITS_FOR_PEOPLE:
+                            break
+        if application.state in DECIDED:
+            return Decided(key, application)
+        return Pending(key, application)
+
+    async def submit_many(
+        self,
+        applications: many.Source,
+        *,
+        resume: Path | str | None = None,
+        priority: pb.Priority.ValueType = pb.PRIORITY_BULK,
+    ) -> AsyncGenerator[many.Result, None]:
+        """Store many at full speed; one result an item, as they come, in no order.
+
+        applications  any iterable, asynchronous ones too, of applications or (request_id, application) pairs. Read
+                      only a few batches ahead of the results taken.
+        resume        a file that remembers what is acknowledged: after a crash the same call goes on where it was, and
+                      answers what it had done with `application=None`. Applications without a request_id get one from
+                      their content then, so that the order may change and one that stands there twice is stored once.
+        priority      for applications that state none.
+
+        An application that is refused is a `Refused` among the results. Raises Unreachable or Overloaded when a batch
+        made no progress for the client's patience; with `resume`, call it again later. ValueError for a `resume` file
+        that belongs to another lender or client.
+        """
+        async with contextlib.aclosing(many.run(self._submission(resume, priority), applications)) as results:
+            async for result in results:
+                yield result
 
     async def submit_batch(
         self, applications: Sequence[tuple[str, pb.Application]]
     ) -> list[pb.Application | status_pb2.Status]:
-        """Store up to 500 applications, each with its request_id; one answer each, in order."""
+        """Store up to 500 applications, each with its request_id; one answer each, in order, busy ones not repeated."""
         request = pb.BatchSubmitApplicationsRequest(
             parent=self._lender,
             requests=[pb.SubmitApplicationRequest(request_id=key, application=a) for key, a in applications],
         )
-        answer = await self._call(lambda t: self._stub.BatchSubmitApplications(request, timeout=t, **self._meta))
+        answer = await self._calls.unary(
+            transport.SUBMIT_MANY, request, self._many, deadline_s=self._patience_s, urgency=BULK, steady=False
+        )
         return [r.application if r.WhichOneof("outcome") == "application" else r.error for r in answer.results]
 
-    async def get(self, name: str) -> pb.Application:
+    # --- Read ---
+
+    async def get(self, name: str, *, deadline_s: float | None = None) -> pb.Application:
         """One application."""
-        request = pb.GetApplicationRequest(name=name)
-        return (await self._call(lambda t: self._stub.GetApplication(request, timeout=t, **self._meta))).application
+        return (await self._ask(transport.GET, pb.GetApplicationRequest(name=name), deadline_s)).application
 
     async def list(
-        self, *, filter: str = "", order_by: str = "", page_size: int = 0, page_token: str = ""
+        self,
+        *,
+        filter: str = "",
+        order_by: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        deadline_s: float | None = None,
     ) -> pb.ListApplicationsResponse:
         """A page of the lender's applications."""
         request = pb.ListApplicationsRequest(
             parent=self._lender, filter=filter, order_by=order_by, page_size=page_size, page_token=page_token
         )
-        return await self._call(lambda t: self._stub.ListApplications(request, timeout=t, **self._meta))
+        return await self._ask(transport.LIST, request, deadline_s)
 
-    async def watch(self, name: str) -> AsyncIterator[pb.Application]:
-        """The application after each change until it is decided; takes up again when the connection breaks."""
+    async def watch(self, name: str) -> AsyncGenerator[pb.Application, None]:
+        """The application as it is, then after each change until it is decided; takes up again when the connection
+        breaks. Unreachable after the client's patience without a mesh."""
         seen = 0
-        while True:
-            try:
-                async for answer in self._stub.WatchApplication(pb.WatchApplicationRequest(name=name), **self._meta):
-                    if answer.application.revision > seen:
-                        seen = answer.application.revision
-                        yield answer.application
-                return
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in _AGAIN and error.code() != grpc.StatusCode.CANCELLED:
-                    raise _failed(error) from error
-                await self.get(name)  # Waits, within patience, until the mesh is back.
+        request = pb.WatchApplicationRequest(name=name)
+        answers = self._calls.stream(transport.WATCH, request, patience_s=self._patience_s)
+        async with contextlib.aclosing(answers):
+            async for answer in answers:
+                # After a reconnection the same comes again, or, from a replica that lags, an older one.
+                if answer.application.revision > seen:
+                    seen = answer.application.revision
+                    yield answer.application
 
-    async def explain(self, name: str, *, schedules: bool = False) -> pb.ExplainDecisionResponse:
+    async def explain(
+        self, name: str, *, schedules: bool = False, deadline_s: float | None = None
+    ) -> pb.ExplainDecisionResponse:
         """Why it was decided so."""
         request = pb.ExplainDecisionRequest(name=name, include_schedules=schedules)
-        return await self._call(lambda t: self._stub.ExplainDecision(request, timeout=t, **self._meta))
+        return await self._ask(transport.EXPLAIN, request, deadline_s)
 
-    async def history(self, name: str) -> pb.ListEventsResponse:
+    async def history(self, name: str, *, deadline_s: float | None = None) -> pb.ListEventsResponse:
         """What happened to it."""
-        request = pb.ListEventsRequest(parent=name, page_size=1000)
-        return await self._call(lambda t: self._stub.ListEvents(request, timeout=t, **self._meta))
+        return await self._ask(transport.HISTORY, pb.ListEventsRequest(parent=name, page_size=1000), deadline_s)
 
-    async def accept(self, name: str, offer_id: str, *, request_id: str | None = None) -> pb.Application:
+    # --- Change ---
+
+    async def accept(
+        self, name: str, offer_id: str, *, request_id: str | None = None, deadline_s: float | None = None
+    ) -> pb.Application:
         """Accept an offer."""
-        request = pb.AcceptOfferRequest(name=name, request_id=request_id or new_request_id(), offer_id=offer_id)
-        return (await self._call(lambda t: self._stub.AcceptOffer(request, timeout=t, **self._meta))).application
+        request = pb.AcceptOfferRequest(name=name, request_id=request_id or self._new_id(), offer_id=offer_id)
+        return (await self._ask(transport.ACCEPT, request, deadline_s)).application
 
-    async def withdraw(self, name: str, *, request_id: str | None = None) -> pb.Application:
+    async def withdraw(
+        self, name: str, *, request_id: str | None = None, deadline_s: float | None = None
+    ) -> pb.Application:
         """Withdraw an application."""
-        request = pb.WithdrawApplicationRequest(name=name, request_id=request_id or new_request_id())
-        answer = await self._call(lambda t: self._stub.WithdrawApplication(request, timeout=t, **self._meta))
-        return answer.application
+        request = pb.WithdrawApplicationRequest(name=name, request_id=request_id or self._new_id())
+        return (await self._ask(transport.WITHDRAW, request, deadline_s)).application
 
-    async def supply(self, request: pb.SupplyInformationRequest) -> pb.Application:
+    async def supply(self, request: pb.SupplyInformationRequest, *, deadline_s: float | None = None) -> pb.Application:
         """Supply missing information; `request_id` is filled in where empty."""
-        request.request_id = request.request_id or new_request_id()
-        return (await self._call(lambda t: self._stub.SupplyInformation(request, timeout=t, **self._meta))).application
+        request.request_id = request.request_id or self._new_id()
+        return (await self._ask(transport.SUPPLY, request, deadline_s)).application
+
+    # --- What is under way ---
 
     @property
-    def _meta(self) -> dict[str, Any]:
-        return {"metadata": self._metadata}
+    def in_flight_limit(self) -> int:
+        """Calls that may be in flight now, as learned from the mesh's answers; batches have a limit of their own."""
+        return self._one.throttle.limit.calls
 
-    async def _call(self, attempt: Callable[[float], Awaitable[T]]) -> T:
-        try:
-            async for one in AsyncRetrying(
-                retry=retry_if_exception(lambda e: isinstance(e, grpc.aio.AioRpcError) and e.code() in _AGAIN),
-                stop=stop_after_delay(self._patience_s),
-                wait=self._wait,
-                sleep=self._clock.sleep,
-                reraise=True,
-            ):
-                with one:
-                    return await attempt(CALL_S)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in _AGAIN:
-                raise Unreachable(f"no answer within {self._patience_s:g} s: {error.code().name}") from error
-            raise _failed(error) from error
-        raise AssertionError("unreachable: the last attempt returns or raises")
+    @property
+    def waiting(self) -> int:
+        """Calls that wait here for their turn."""
+        return self._one.throttle.waiting + self._many.throttle.waiting
 
-    def _wait(self, state: RetryCallState) -> float:
-        """What the server asked for, else a jittered backoff from 0.1 s to 2 s."""
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, grpc.aio.AioRpcError):
-            for key, value in error.trailing_metadata() or ():
-                if key == "grpc-retry-pushback-ms":
-                    return float(value) / 1000 * self._dice.uniform(1.0, 1.3)
-        return min(2.0, 0.1 * 2.0 ** min(10, state.attempt_number - 1)) * self._dice.uniform(0.5, 1.0)
+    # --- Within ---
 
+    async def _submit(self, application: pb.Application, key: str, wait_s: float, deadline_s: float) -> pb.Application:
+        request = pb.SubmitApplicationRequest(parent=self._lender, request_id=key, application=application)
+        answer = await self._calls.unary(
+            transport.SUBMIT,
+            request,
+            self._one,
+            deadline_s=deadline_s,
+            urgency=_URGENCY.get(application.priority, INTERACTIVE),
+            wait=Wait(wait_s, lambda s: request.wait.FromNanoseconds(round(s * 1e9))) if wait_s > 0 else None,
+            request_id=key,
+        )
+        return answer.application
 
-def _failed(error: grpc.aio.AioRpcError) -> CallFailed:
-    violations: list[tuple[str, str]] = []
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            bad = error_details_pb2.BadRequest()
-            for detail in status_pb2.Status.FromString(value).details:
-                if detail.Unpack(bad):
-                    violations += [(v.field, v.description) for v in bad.field_violations]
-    return CallFailed(error.code().name, error.details() or "", violations)
+    def _submission(self, resume: Path | str | None, priority: pb.Priority.ValueType) -> many.Submission:
+        async def send(batch: many.Batch) -> None:
+            await self._calls.unary(
+                transport.SUBMIT_MANY,
+                batch.request,
+                self._many,
+                deadline_s=self._patience_s,
+                urgency=BULK,
+                steady=len(batch.request.requests) == many.BATCH_MAX,
+                check=batch.check,
+            )
+
+        journal = Journal(Path(resume), self._lender, self._client_id, self._new_id) if resume else None
+        # One more than may be in flight, so that the next one is ready when a permit comes back.
+        return many.Submission(
+            self._lender, send, self._new_id, priority, lambda: self._many.throttle.limit.calls + 1, journal
+        )
+
+    async def _ask(
+        self, method: transport.Method[transport.Req, transport.Res], request: Any, deadline_s: float | None
+    ) -> transport.Res:
+        return await self._calls.unary(
+            method,
+            request,
+            self._one,
+            deadline_s=self._patience_s if deadline_s is None else deadline_s,
+            steady=method in _STEADY,
+            request_id=getattr(request, "request_id", None),
+        )

@@ -7,24 +7,29 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
 from opentelemetry import metrics, propagate, trace
 
-from loanmesh.runtime import deadline, telemetry
+from loanmesh.runtime import deadline, ops, telemetry
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
+from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
 from loanmesh.runtime.validation import violations
+from loanmesh.runtime.vitals import Vitals
 
 # A server span is an error only for these (OpenTelemetry RPC conventions): the others are the caller's doing.
 _SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+BUDGET_S_MIN = 0.002
+"""A call with less time left than this is not begun: its answer could not arrive in time, and others wait."""
 log = structlog.get_logger()
 
 
@@ -37,6 +42,8 @@ class Service:
     close: Callable[[], Awaitable[None]] | None = None
     drain: Callable[[], Awaitable[None]] | None = None
     """Called on SIGTERM before the server stops: take no new work, finish or give back what is held."""
+    vitals: Vitals = field(default_factory=Vitals)
+    """What the process shows of itself."""
 
 
 C = TypeVar("C", bound=ServiceSettings)
@@ -54,11 +61,11 @@ def run(name: str, settings_class: type[C], build: Callable[[C, Clock], Awaitabl
     except ImportError:  # No wheel for this platform; the standard loop is slower and otherwise the same.
         runner = asyncio.Runner()
     with runner:
-        runner.run(_serve(name, settings, build))
+        runner.run(_serve(name, owner, settings, build))
     telemetry.stop_telemetry()
 
 
-async def _serve(name: str, settings: C, build: Callable[[C, Clock], Awaitable[Service]]) -> None:
+async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock], Awaitable[Service]]) -> None:
     clock = SystemClock()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -68,9 +75,12 @@ async def _serve(name: str, settings: C, build: Callable[[C, Clock], Awaitable[S
     server = make_server(settings.server, clock)
     for add, servicer in service.registrations:
         add(servicer, server)
+    heartbeat = Heartbeat(clock, telemetry.observe(service.vitals))
+    add_OpsServiceServicer_to_server(ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat), server)
+    names = (*service.service_names, ops.SERVICE_NAME)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    _add_reflection(server, service.service_names)
+    _add_reflection(server, names)
     try:
         port = server.add_insecure_port(settings.server.listen)
     except RuntimeError as error:
@@ -81,12 +91,15 @@ async def _serve(name: str, settings: C, build: Callable[[C, Clock], Awaitable[S
         )
         raise SystemExit(1) from error
     await server.start()
-    watched = ("", "readiness", "liveness", *service.service_names)
+    pulse = [asyncio.create_task(heartbeat.beat_forever()), asyncio.create_task(service.vitals.sample_forever(clock))]
+    # Liveness needs no more than this: a loop that hangs cannot answer the probe, and nothing else makes us restart.
+    watched = ("", "readiness", "liveness", *names)
     for watched_name in watched:
         await healthy.set(watched_name, health_pb2.HealthCheckResponse.SERVING)
     host = settings.server.listen.rsplit(":", 1)[0]
     print(json.dumps({"ready": name, "address": f"{host}:{port}"}), flush=True)
     await stopping.wait()
+    service.vitals.draining = True
     for watched_name in watched:
         if watched_name != "liveness":
             await healthy.set(watched_name, health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -94,6 +107,9 @@ async def _serve(name: str, settings: C, build: Callable[[C, Clock], Awaitable[S
     if service.drain:
         await service.drain()
     await server.stop(settings.server.drain_s)
+    for task in pulse:
+        task.cancel()
+    await asyncio.wait(pulse)
     if service.close:
         await service.close()
 
@@ -150,7 +166,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
                 with _Call(self, method, carrier, context) as call:
                     try:
-                        call.check(request)
+                        await call.check(request)
                         return await behaviour(request, context)
                     except LoanmeshError as error:
                         await call.refuse(error)
@@ -165,7 +181,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with _Call(self, method, carrier, context) as call:
                 try:
-                    call.check(request)
+                    await call.check(request)
                     async for response in behaviour(request, context):
                         yield response
                 except LoanmeshError as error:
@@ -190,8 +206,8 @@ class _Call:
 
     def __enter__(self) -> _Call:
         self._started = self._owner._clock.monotonic()
-        left = self._context.time_remaining()
-        deadline.note(None if left is None else self._started + left)
+        self._left_s = self._context.time_remaining()
+        deadline.note(None if self._left_s is None else self._started + self._left_s)
         self._scope = self._owner._tracer.start_as_current_span(
             self._method,
             context=propagate.extract(self._carrier),
@@ -214,8 +230,13 @@ class _Call:
             took_s, {telemetry.RPC_METHOD: self._method, telemetry.RPC_STATUS_CODE: self._status}
         )
 
-    def check(self, request: Any) -> None:
-        """Refuse what breaks the contract's rules."""
+    async def check(self, request: Any) -> None:
+        """Refuse what comes too late to be answered, and what breaks the contract's rules."""
+        if self._left_s is not None and self._left_s < BUDGET_S_MIN:
+            self._status = "DEADLINE_EXCEEDED"
+            await self._context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was begun"
+            )
         if found := violations(request):
             raise InvalidRequest(*found)
 

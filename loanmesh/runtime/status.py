@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
 from loanmesh.runtime import errors
+from loanmesh.runtime.guard import Verdict
 
 DOMAIN = "loanmesh"
 
@@ -21,6 +22,21 @@ _CODES: dict[type[errors.LoanmeshError], grpc.StatusCode] = {
     errors.DependencyDown: grpc.StatusCode.UNAVAILABLE,
     errors.FenceLost: grpc.StatusCode.ABORTED,
 }
+_VERDICTS = {
+    grpc.StatusCode.OK: Verdict.WELL,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Verdict.BUSY,
+    **dict.fromkeys(
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.UNKNOWN,
+            grpc.StatusCode.INTERNAL,
+            grpc.StatusCode.UNIMPLEMENTED,
+            grpc.StatusCode.DATA_LOSS,
+        ),
+        Verdict.ILL,
+    ),
+}
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -32,6 +48,11 @@ def status_code(error: errors.LoanmeshError) -> grpc.StatusCode:
 def code_of(status: status_pb2.Status) -> grpc.StatusCode:
     """The code of a status; UNKNOWN for a number that no code has."""
     return _BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
+
+
+def verdict_of(code: grpc.StatusCode) -> Verdict:
+    """What a call's end says of whom it went to. Codes that are the caller's doing say nothing."""
+    return _VERDICTS.get(code, Verdict.NONE)
 
 
 def item_status(error: errors.LoanmeshError) -> status_pb2.Status:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import structlog
 from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
@@ -19,14 +21,18 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
+from loanmesh.runtime.breaker import State
+
 if TYPE_CHECKING:
     from loanmesh.runtime.settings import TelemetrySettings
+    from loanmesh.runtime.vitals import Vitals
 
 RPC_SYSTEM_NAME = "rpc.system.name"
 RPC_METHOD = "rpc.method"
 RPC_STATUS_CODE = "rpc.status_code"
 SERVER_DURATION = "rpc.server.call.duration"
 CLIENT_DURATION = "rpc.client.call.duration"
+LOOP_LAG = "loanmesh.loop.lag"
 DURATION_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 
@@ -59,8 +65,84 @@ def start_telemetry(service: str, owner: str, settings: TelemetrySettings) -> No
         trace.set_tracer_provider(provider)
         reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=settings.otlp_endpoint, insecure=True))
         bounds = ExplicitBucketHistogramAggregation(DURATION_BOUNDS_S)
-        views = [View(instrument_name=name, aggregation=bounds) for name in (SERVER_DURATION, CLIENT_DURATION)]
+        views = [
+            View(instrument_name=name, aggregation=bounds) for name in (SERVER_DURATION, CLIENT_DURATION, LOOP_LAG)
+        ]
         metrics.set_meter_provider(MeterProvider([reader], resource=resource, views=views))
+
+
+def observe(vitals: Vitals) -> Callable[[float], None]:
+    """Show a process's vitals as metrics, read when they are exported; returns the recorder of loop lags, seconds.
+
+    Exported from another thread: reads plain numbers only. Names of dependencies, queues and steps, never an id.
+    """
+    meter = metrics.get_meter("loanmesh")
+
+    def show(kind: str, name: str, unit: str, read: Callable[[Vitals], Iterator[Observation]]) -> None:
+        def callback(_: CallbackOptions) -> Iterable[Observation]:
+            return list(read(vitals))
+
+        getattr(meter, f"create_observable_{kind}")(name, [callback], unit=unit)
+
+    show("up_down_counter", "loanmesh.breaker.state", "{breaker}", _breaker_states)
+    show("counter", "loanmesh.breaker.changes", "{change}", _breaker_changes)
+    show("counter", "loanmesh.dependency.calls", "{call}", _calls)
+    show("up_down_counter", "loanmesh.bulkhead.in_use", "{call}", lambda v: _each(v, "in_use"))
+    show("up_down_counter", "loanmesh.bulkhead.waiting", "{call}", lambda v: _each(v, "waiting"))
+    show("up_down_counter", "loanmesh.queue.length", "{entry}", _queues)
+    show("gauge", "loanmesh.backlog", "{application}", _backlog)
+    show("counter", "loanmesh.decisions", "{decision}", lambda v: _tally(v.decisions, "loanmesh.outcome"))
+    show("counter", "loanmesh.degradations", "{decision}", lambda v: _tally(v.degradations, "loanmesh.step"))
+    show("up_down_counter", "loanmesh.degradation.in_force", "{step}", _steps)
+    return meter.create_histogram(LOOP_LAG, unit="s").record
+
+
+def _breaker_states(vitals: Vitals) -> Iterator[Observation]:
+    # One series a state, 1 for the one it is in, as conventions have it for states.
+    for guard in vitals.guards:
+        for state in State:
+            at = {"loanmesh.dependency": guard.name, "loanmesh.breaker.state": state.value}
+            yield Observation(int(guard.breaker.state is state), at)
+
+
+def _breaker_changes(vitals: Vitals) -> Iterator[Observation]:
+    for guard in vitals.guards:
+        for state in State:
+            at = {"loanmesh.dependency": guard.name, "loanmesh.breaker.state": state.value}
+            yield Observation(guard.breaker.changes[state], at)
+
+
+def _calls(vitals: Vitals) -> Iterator[Observation]:
+    for guard in vitals.guards:
+        passed = guard.calls - guard.failures - guard.overloads
+        counts = {"passed": passed, "failed": guard.failures, "overloaded": guard.overloads, "refused": guard.refusals}
+        for outcome, count in counts.items():
+            yield Observation(count, {"loanmesh.dependency": guard.name, "loanmesh.outcome": outcome})
+
+
+def _each(vitals: Vitals, name: str) -> Iterator[Observation]:
+    for guard in vitals.guards:
+        yield Observation(getattr(guard, name), {"loanmesh.dependency": guard.name})
+
+
+def _queues(vitals: Vitals) -> Iterator[Observation]:
+    for queue in vitals.queues:
+        yield Observation(queue.length(), {"loanmesh.queue": queue.name})
+
+
+def _backlog(vitals: Vitals) -> Iterator[Observation]:
+    if vitals.backlog is not None:
+        yield Observation(vitals.backlog)
+
+
+def _tally(counts: dict[str, int], attribute: str) -> Iterator[Observation]:
+    for what, count in list(counts.items()):
+        yield Observation(count, {attribute: what})
+
+
+def _steps(vitals: Vitals) -> Iterator[Observation]:
+    for step in vitals.steps:
+        yield Observation(int(step.in_force), {"loanmesh.step": step.name, "loanmesh.subject": step.subject})
 
 
 def stop_telemetry() -> None:

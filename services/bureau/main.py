@@ -7,15 +7,18 @@ import contextlib
 import hashlib
 import hmac
 import random
+import sys
 
-import structlog
 from lending.bureau.v1.bureau_service_pb2_grpc import add_BureauServiceServicer_to_server
 
-from loanmesh.runtime.breaker import Breaker, BreakerSettings, Change
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import open_database
+from loanmesh.runtime.guard import BulkheadSettings, make_guard
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.server import Service, run
+from loanmesh.runtime.vitals import Queue, Vitals
+from services.bureau import store as stored
+from services.bureau.brownout import SERVE_CACHED, Brownout
 from services.bureau.gather import Gatherer
 from services.bureau.servicer import BureauServicer
 from services.bureau.settings import BureauSettings
@@ -24,17 +27,24 @@ from services.bureau.store import AnswerStore
 from services.bureau.wire import HttpWire
 
 PURGE_EVERY_S = 3600.0
-log = structlog.get_logger()
 
 
 async def build(settings: BureauSettings, clock: Clock) -> Service:
     """Put bureau together."""
+    sources = load_sources()
+    if unknown := set(settings.brownout.optional) - set(sources):
+        sys.stderr.write(f"settings: BUREAU_BROWNOUT__OPTIONAL: no such source: {', '.join(sorted(unknown))}\n")
+        raise SystemExit(2)
     url = settings.database_url.get_secret_value()
     await asyncio.to_thread(upgrade, url, "services.bureau")
     database = await open_database(url)
     wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s)
     store = AnswerStore(database)
-    sources = load_sources()
+    bulkhead = BulkheadSettings(at_once_max=settings.gather.at_once_max, waiting_max=settings.gather.waiting_max)
+    guards = {name: make_guard(name, "source", settings.breaker, bulkhead, clock, random.Random()) for name in sources}
+    brownouts = {
+        name: Brownout(guard, settings.brownout, settings.gather.budget_s, clock) for name, guard in guards.items()
+    }
     key = settings.subject_key.get_secret_value().encode()
     gatherer = Gatherer(
         sources,
@@ -42,11 +52,15 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         store,
         clock,
         lambda number: hmac.new(key, number.encode(), hashlib.sha256).hexdigest(),
+        guards=guards,
         budget_s=settings.gather.budget_s,
-        at_once_max=settings.gather.at_once_max,
-        waiting_max=settings.gather.waiting_max,
         retry_s=settings.gather.retry_s,
-        breakers={source: _breaker(source, settings.breaker, clock) for source in sources},
+        brownouts=brownouts,
+    )
+    vitals = Vitals(
+        guards=list(guards.values()),
+        queues=[Queue("cache_writes", lambda: store.waiting, stored.WAITING_MAX)],
+        steps=sorted((s for b in brownouts.values() for s in b.steps), key=lambda s: s.name != SERVE_CACHED),
     )
     purging = asyncio.create_task(_purge(store, max(s.usable_for_s for s in sources.values()), clock))
 
@@ -59,15 +73,12 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         await store.close()
         await database.close()
 
-    service_names = ["lending.bureau.v1.BureauService"]
-    return Service([(add_BureauServiceServicer_to_server, BureauServicer(gatherer))], service_names, close=close)
-
-
-def _breaker(source: str, settings: BreakerSettings, clock: Clock) -> Breaker:
-    def tell(change: Change) -> None:
-        log.warning("breaker_changed", source=source, state=change.state.value, cause=change.cause)
-
-    return Breaker(settings, clock, random.Random(), tell)
+    return Service(
+        [(add_BureauServiceServicer_to_server, BureauServicer(gatherer))],
+        ["lending.bureau.v1.BureauService"],
+        close=close,
+        vitals=vitals,
+    )
 
 
 async def _purge(store: AnswerStore, keep_s: float, clock: Clock) -> None:

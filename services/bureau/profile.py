@@ -41,19 +41,23 @@ class Missing:
     retry_at: float
 
 
-def report(source: Source, answer: Answer | Missing | None, now_s: float) -> SourceReport:
-    """The report of one source: None stands for no consent."""
+def report(source: Source, answer: Answer | Missing | None, now_s: float, degradation: str = "") -> SourceReport:
+    """The report of one source; None stands for no consent.
+
+    degradation  the step because of which the source was not asked.
+    """
     if answer is None:
         return SourceReport(source=source.id, state=SourceReport.STATE_NO_CONSENT)
     if isinstance(answer, Missing):
         missing = SourceReport(source=source.id, state=SourceReport.STATE_MISSING, missing_cause=answer.cause)
+        missing.degradation = degradation
         missing.retry_time.FromMicroseconds(int(answer.retry_at * 1e6))
         return missing
     fresh = is_fresh(answer.observed_at, source, now_s)
     state = SourceReport.STATE_STALE
     if fresh:
         state = SourceReport.STATE_FRESH if answer.found else SourceReport.STATE_NOT_FOUND
-    made = SourceReport(source=source.id, state=state)
+    made = SourceReport(source=source.id, state=state, degradation=degradation)
     made.observed_time.FromMicroseconds(int(answer.observed_at * 1e6))
     made.fetched_time.FromMicroseconds(int(answer.fetched_at * 1e6))
     made.usable_until_time.FromMicroseconds(int(fresh_until(answer.observed_at, source) * 1e6))

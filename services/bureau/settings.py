@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from loanmesh.runtime.breaker import BreakerSettings
+from loanmesh.runtime.degradation import StepSettings
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings
 
 
@@ -21,9 +22,22 @@ class Gather(BaseModel, frozen=True, extra="forbid"):
     at_once_max: Annotated[int, Field(ge=1)] = 64
     """Queries under way at one source (its bulkhead)."""
     waiting_max: Annotated[int, Field(ge=1)] = 2000
-    """Queries that may wait at one source; beyond, the source counts as missing for now."""
+    """Queries that may wait at one source besides; beyond, the source counts as missing for now."""
     retry_s: Annotated[float, Field(gt=0)] = 1.0
     """When to look again after a source gave no answer."""
+
+
+class BrownoutSettings(BaseModel, frozen=True, extra="forbid"):
+    """What is left out while a source is overloaded. Load: the longest wait at its bulkhead, 1 for the whole budget."""
+
+    serve_cached: StepSettings = StepSettings(enter_at=0.5, leave_below=0.1)
+    """When an answer that is usable but no longer fresh is served without asking. A decline never rests on it."""
+    skip_optional_sources: StepSettings = StepSettings(enter_at=1.0, leave_below=0.2)
+    """When an optional source is not asked at all: what is asked now would come too late anyway."""
+    busy_s: Annotated[float, Field(ge=0)] = 1.0
+    """How long a source that said it is too busy (429) is believed, seconds: a load of 1 for serve_cached."""
+    optional: tuple[str, ...] = ("bank_flow",)
+    """Sources that every product of policy may do without; naming another makes applications wait for it."""
 
 
 class BureauSettings(ServiceSettings):
@@ -40,3 +54,4 @@ class BureauSettings(ServiceSettings):
     gather: Gather = Gather()
     breaker: BreakerSettings = BreakerSettings()
     """When a source is left alone for a while; each source has its own breaker, all with these settings."""
+    brownout: BrownoutSettings = BrownoutSettings()

@@ -36,6 +36,11 @@ class AnswerStore:
         self._waiting: OrderedDict[Key, Answer] = OrderedDict()
         self._writer: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for the disk."""
+        return len(self._waiting)
+
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         """What is known of the keys."""
         known: dict[Key, Answer] = {}

@@ -14,9 +14,11 @@ from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
+from loanmesh.runtime.guard import make_guard
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, linked_span
+from loanmesh.runtime.vitals import Queue, Vitals
 from services.intake.application import Claim
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
@@ -27,6 +29,7 @@ from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
 from services.intake.store import Store
+from services.intake.tally import tally
 from services.intake.watch import Watch
 from services.intake.worker import Worker
 
@@ -57,16 +60,26 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     channels = [
         open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
     ]
-    scoring, pricing = GrpcScoring(channels[1]), GrpcPricing(channels[2])
+    guards = [
+        make_guard(name, "service", settings.downstream.breaker, settings.downstream.bulkhead, clock, random.Random())
+        for name in ("bureau", "scoring", "pricing")
+    ]
+    scoring, pricing = GrpcScoring(channels[1], guards[1]), GrpcPricing(channels[2], guards[2])
     watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
+
+    async def backlog() -> int:
+        return sum(count for _, _, count, _ in await store.backlog())
+
+    vitals = Vitals(guards=guards, count_backlog=backlog)
 
     def settled(results: Mapping[str, Result]) -> None:
         estimate.decided(sum(not isinstance(result, Deferred) for result in results.values()), worker.busy)
         watch.settled(results)
+        tally(vitals, results.values())
 
     pipeline = Pipeline(
-        GrpcBureau(channels[0]),
+        GrpcBureau(channels[0], guards[0]),
         scoring,
         pricing,
         store,
@@ -105,6 +118,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         settings.work.queue_s_max,
         current_traceparent,
     )
+    vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))
     worker.start()
     watch.start()
 
@@ -122,6 +136,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         ["lending.intake.v1.IntakeService"],
         close=close,
         drain=drain,
+        vitals=vitals,
     )
 
 

@@ -1,6 +1,7 @@
 """Bureau, scoring and pricing over gRPC: the pipeline's ports as batch calls.
 
-A call that fails makes every case of its batch wait; it never raises. Retries are the channel's, nobody else's.
+A call that fails makes every case of its batch wait; it never raises. Retries are the channel's, nobody else's. Each
+service stands behind a guard of its own: while its breaker is open, nothing is sent and the cases wait for it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from lending.scoring.v1.scoring_service_pb2_grpc import ScoringServiceStub
 from lending.type.v1.offer_pb2 import Offer
 
 from loanmesh.runtime.errors import DependencyDown
-from loanmesh.runtime.status import code_of, error_info
+from loanmesh.runtime.guard import Guard, Refused, Verdict
+from loanmesh.runtime.status import code_of, error_info, verdict_of
 from services.intake.application import borrower
 from services.intake.ports import Case, Unavailable, Unfit
 
 # Above bureau's gather budget of a second, so that it answers with what it has before we give up.
 DEADLINES_S = {"GatherProfiles": 3.0, "ScoreProfiles": 2.0, "PriceApplications": 2.0, "ScheduleRepayments": 1.0}
 T = TypeVar("T", CreditProfile, Score, Pricing)
+S = TypeVar("S")
 
 
 def deadline_s(method: str) -> float:
@@ -48,7 +51,8 @@ def key_of(case: Case) -> str:
 class GrpcBureau:
     """Gathers profiles from the bureau service."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, guard: Guard) -> None:
+        self._guard = guard
         self._stub = BureauServiceStub(channel)
 
     async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Unavailable | Unfit]:
@@ -69,13 +73,14 @@ class GrpcBureau:
             answer = await self._stub.GatherProfiles(request)
             return [r.profile if r.WhichOneof("outcome") == "profile" else r.error for r in answer.results]
 
-        return await _ask("bureau", len(cases), call)
+        return await _ask(self._guard, len(cases), call)
 
 
 class GrpcScoring:
     """Scores profiles with the scoring service."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, guard: Guard) -> None:
+        self._guard = guard
         self._stub = ScoringServiceStub(channel)
 
     async def score(self, cases: Sequence[Case]) -> Sequence[Score | Unavailable | Unfit]:
@@ -97,13 +102,14 @@ class GrpcScoring:
             answer = await self._stub.ScoreProfiles(request)
             return [r.score if r.WhichOneof("outcome") == "score" else r.error for r in answer.results]
 
-        return await _ask("scoring", len(cases), call)
+        return await _ask(self._guard, len(cases), call)
 
 
 class GrpcPricing:
     """Prices applications with the pricing service."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, guard: Guard) -> None:
+        self._guard = guard
         self._stub = PricingServiceStub(channel)
 
     async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Unavailable | Unfit]:
@@ -129,7 +135,7 @@ class GrpcPricing:
             answer = await self._stub.PriceApplications(request)
             return [r.pricing if r.WhichOneof("outcome") == "pricing" else r.error for r in answer.results]
 
-        return await _ask("pricing", len(cases), call)
+        return await _ask(self._guard, len(cases), call)
 
     async def schedules(self, offers: Sequence[Offer]) -> ScheduleRepaymentsResponse:
         """Repayment schedules of offers, in order. Raises DependencyDown."""
@@ -137,24 +143,56 @@ class GrpcPricing:
             ScheduleRepaymentsRequest.Item(principal_fen=o.principal_fen, apr_ppm=o.apr_ppm, term_months=o.term_months)
             for o in offers
         ]
-        try:
+
+        async def call() -> ScheduleRepaymentsResponse:
             return await self._stub.ScheduleRepayments(ScheduleRepaymentsRequest(items=items))
-        except grpc.aio.AioRpcError as error:
-            raise DependencyDown(f"pricing cannot be reached for schedules: {error.code().name}") from error
+
+        try:
+            said = await self._guard.call(lambda: _said(call), _verdict_within_callers_deadline)
+        except Refused as refused:
+            raise DependencyDown(
+                f"pricing cannot be asked for schedules: {refused.cause}", refused.retry_s
+            ) from refused
+        if isinstance(said, grpc.aio.AioRpcError):
+            raise DependencyDown(f"pricing cannot be reached for schedules: {said.code().name}") from said
+        return said
 
 
 async def _ask(
-    service: str, count: int, call: Callable[[], Awaitable[list[T | Status]]]
+    guard: Guard, count: int, call: Callable[[], Awaitable[list[T | Status]]]
 ) -> Sequence[T | Unavailable | Unfit]:
+    def judge(said: list[T | Status] | grpc.aio.AioRpcError) -> Verdict:
+        if isinstance(said, grpc.aio.AioRpcError):
+            return verdict_of(said.code())
+        return Verdict.WELL if len(said) == count else Verdict.ILL
+
     try:
-        answers = await call()
+        said = await guard.call(lambda: _said(call), judge)
+    except Refused as refused:
+        full = refused.cause == "bulkhead_full"
+        return [Unavailable(f"{guard.name}_{refused.cause}", refused.retry_s or None, overloaded=full)] * count
+    if isinstance(said, grpc.aio.AioRpcError):
+        if said.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return [Unavailable(f"{guard.name}_overloaded", overloaded=True)] * count
+        return [Unavailable(f"{guard.name}_unavailable")] * count
+    if len(said) != count:
+        return [Unavailable(f"{guard.name}_error")] * count
+    return [_unpack(guard.name, answer) if isinstance(answer, Status) else answer for answer in said]
+
+
+async def _said(call: Callable[[], Awaitable[S]]) -> S | grpc.aio.AioRpcError:
+    """A failed call as a value: for the guard it is an outcome to be judged."""
+    try:
+        return await call()
     except grpc.aio.AioRpcError as error:
-        if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return [Unavailable(f"{service}_overloaded", overloaded=True)] * count
-        return [Unavailable(f"{service}_unavailable")] * count
-    if len(answers) != count:
-        return [Unavailable(f"{service}_error")] * count
-    return [_unpack(service, answer) if isinstance(answer, Status) else answer for answer in answers]
+        return error
+
+
+def _verdict_within_callers_deadline(said: ScheduleRepaymentsResponse | grpc.aio.AioRpcError) -> Verdict:
+    if not isinstance(said, grpc.aio.AioRpcError):
+        return Verdict.WELL
+    # The caller's deadline shortens this call: that its time was up says nothing of pricing.
+    return Verdict.NONE if said.code() == grpc.StatusCode.DEADLINE_EXCEEDED else verdict_of(said.code())
 
 
 def _unpack(service: str, status: Status) -> Unavailable | Unfit:

@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from loanmesh.runtime.breaker import BreakerSettings
+from loanmesh.runtime.guard import BulkheadSettings
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings
 
 
@@ -41,6 +43,16 @@ class Due(BaseModel, frozen=True, extra="forbid"):
     """Days an applicant has to supply what is missing."""
 
 
+class Downstream(BaseModel, frozen=True, extra="forbid"):
+    """How bureau, scoring and pricing are guarded, each by its own breaker and bulkhead. A call here is a batch."""
+
+    breaker: BreakerSettings = BreakerSettings(window=20, minimum_calls=6, failure_rate=0.7, slow_call_s=1.8)
+    """The rate is above a half, because one replica of two that hangs is the channel's business: it leaves it out.
+    Slow is above bureau's budget of a second."""
+    bulkhead: BulkheadSettings = BulkheadSettings(at_once_max=64, waiting_max=64)
+    """Batches under way are bounded by `work` already; this bounds schedules as well."""
+
+
 class IntakeSettings(ServiceSettings):
     """INTAKE_* in the environment, `intake:` in the file."""
 
@@ -57,3 +69,4 @@ class IntakeSettings(ServiceSettings):
     lease: Lease = Lease()
     work: Work = Work()
     due: Due = Due()
+    downstream: Downstream = Downstream()

@@ -100,6 +100,11 @@ class Worker:
         a_second = self._pace.a_second
         return self._held_max if a_second is None else min(self._held_max, self._batch_max + int(a_second * PACED_S))
 
+    @property
+    def waiting(self) -> int:
+        """Applications held and not begun."""
+        return len(self._held)
+
     def start(self) -> None:
         """Begin to claim and to renew."""
         self._loops = [asyncio.create_task(self._claim_forever()), asyncio.create_task(self._renew_forever())]

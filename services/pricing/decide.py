@@ -89,6 +89,8 @@ def price(item: PriceApplicationsRequest.Item, policy: Policy, now: dt.datetime)
         result.reasons.append(waived_reason(source, unjudged, f"{waiver.limit_share:.0%}", policy))
         result.missing_sources.append(source)
         result.degradations.append(f"without_{source}")
+    # What bureau left out under load is part of how it was decided.
+    result.degradations.extend(f"{r.degradation}:{r.source}" for r in item.profile.reports if r.degradation)
     return result
 
 

@@ -174,7 +174,7 @@ class Model:
 
     def __init__(self) -> None:
         self.state, self.now, self.until, self.openings, self.permits = "closed", 0.0, 0.0, 0, 0
-        self.results: list[bool] = []
+        self.results: list[tuple[float, bool]] = []
 
     def step(self, word: str) -> bool:
         """Whether a call was admitted."""
@@ -190,8 +190,8 @@ class Model:
         if word == "cancel":
             return True
         self.permits -= self.state == "half_open"
-        self.results.append(word == "fail")
-        seen = self.results[-5:]
+        self.results.append((self.now, word == "fail"))
+        seen = [failed for at, failed in self.results[-5:] if self.state == "half_open" or at > self.now - 20]
         if len(seen) >= (2 if self.state == "half_open" else 3):
             if sum(seen) / len(seen) >= 0.5:
                 self.until = self.now + min(60, 10 * 2**self.openings)
@@ -204,7 +204,7 @@ class Model:
 @given(lists(sampled_from(["ok", "fail", "cancel", "wait"]), max_size=120))
 def test_it_behaves_as_the_rules_said_naively(words: list[str]) -> None:
     clock, model = FakeClock(), Model()
-    breaker = a_breaker(clock, window=5, minimum_calls=3, half_open_permits=2)
+    breaker = a_breaker(clock, window=5, window_s=20, minimum_calls=3, half_open_permits=2)
     for word in words:
         admitted = model.step(word)
         if word == "wait":

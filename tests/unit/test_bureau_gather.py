@@ -11,6 +11,7 @@ from lending.bureau.v1.bureau_service_pb2 import GatherProfilesRequest, SourceRe
 
 from loanmesh.runtime.breaker import Breaker, BreakerSettings, State
 from loanmesh.runtime.clock import FakeClock
+from loanmesh.runtime.guard import BulkheadSettings, make_guard
 from services.bureau.gather import Gatherer, Key, Subject
 from services.bureau.profile import Answer
 from services.bureau.sources import Source, load_sources
@@ -52,12 +53,13 @@ class NoCache:
 
 def a_bureau(court: Court, waiting_max: int = 100, budget_s: float = 5.0) -> tuple[Gatherer, Breaker]:
     settings = BreakerSettings(window=10, minimum_calls=4, open_s=10, jitter=0, half_open_permits=2)
-    breaker = Breaker(settings, court.clock, random.Random(1))
+    bulkhead = BulkheadSettings(at_once_max=3, waiting_max=waiting_max)
+    sources = load_sources()
+    guards = {name: make_guard(name, "source", settings, bulkhead, court.clock, random.Random(1)) for name in sources}
     gatherer = Gatherer(
-        load_sources(), court, NoCache(), court.clock, lambda n: f"h{n}", budget_s=budget_s, at_once_max=3,
-        waiting_max=waiting_max, retry_s=1.0, breakers={"court": breaker},
-    )  # fmt: skip
-    return gatherer, breaker
+        sources, court, NoCache(), court.clock, lambda n: f"h{n}", guards=guards, budget_s=budget_s, retry_s=1.0
+    )
+    return gatherer, guards["court"].breaker
 
 
 def items(count: int) -> list[GatherProfilesRequest.Item]:
@@ -139,7 +141,7 @@ async def test_the_bulkhead_bounds_what_is_asked_and_what_waits() -> None:
     court.hold.set()
     causes = [r.missing_cause for r in await work]
     assert court.at_once_max == 3
-    assert sorted(causes) == [""] * 10 + ["bulkhead_full"] * 20
+    assert sorted(causes) == [""] * 13 + ["bulkhead_full"] * 17
 
 
 async def test_a_bug_costs_one_fact_and_gives_its_permit_back() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping, Sequence
 
 import pytest
 from lending.bureau.v1.bureau_service_pb2 import GatherProfilesRequest, SourceReport
 from lending.type.v1.party_pb2 import Party
 
+from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.clock import FakeClock
+from loanmesh.runtime.guard import BulkheadSettings, make_guard
 from services.bureau.gather import Gatherer, Key, Subject
 from services.bureau.profile import Answer
 from services.bureau.sources import Garbage, Source, load_sources
@@ -47,8 +50,12 @@ class Memory:
 
 
 def bureau(wire: Wire, clock: FakeClock, budget_s: float = 1.0) -> Gatherer:
-    return Gatherer(load_sources(), wire, Memory(), clock, lambda n: f"h{n}", budget_s=budget_s, at_once_max=8,
-                    waiting_max=100, retry_s=1.0)  # fmt: skip
+    sources = load_sources()
+    bulkhead = BulkheadSettings(at_once_max=8, waiting_max=100)
+    guards = {
+        name: make_guard(name, "source", BreakerSettings(), bulkhead, clock, random.Random(1)) for name in sources
+    }
+    return Gatherer(sources, wire, Memory(), clock, lambda n: f"h{n}", guards=guards, budget_s=budget_s, retry_s=1.0)
 
 
 def an_item(clock: FakeClock, without: str = "") -> GatherProfilesRequest.Item:

@@ -1,0 +1,288 @@
+"""The throttle: finds what the other side can take, shrinks once a round trip, and never lets anyone wait in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from loanmesh.runtime.clock import FakeClock
+from loanmesh.runtime.errors import Overloaded
+from loanmesh.runtime.throttle import AdaptiveLimit, Permit, Throttle, ThrottleSettings
+from tests.virtual import VirtualClock, run
+
+INTERACTIVE, PARTNER, BULK = 0, 1, 2
+
+
+def a_limit(clock: FakeClock, **settings: float) -> AdaptiveLimit:
+    return AdaptiveLimit(ThrottleSettings.model_validate(settings), clock)
+
+
+def test_it_doubles_a_round_trip_until_the_first_queue_and_then_feels_its_way() -> None:
+    clock = FakeClock()
+    limit = a_limit(clock, initial=4, ceiling=1000)
+    for _ in range(4):
+        for _ in range(limit.calls):
+            limit.answered(clock.monotonic(), limit.calls, 0.0)
+    assert limit.calls == 64
+    limit.answered(clock.monotonic(), 64, 0.11)
+    clock.advance(0.1)
+    before = limit.calls
+    for _ in range(before):
+        limit.answered(clock.monotonic(), limit.calls, 0.0)
+    assert before + 4 <= limit.calls <= before + 9
+
+
+def test_it_shrinks_in_proportion_and_at_most_by_half() -> None:
+    for delay_s, expected in ((0.105, 90), (0.15, 66), (5.0, 50)):
+        limit = a_limit(FakeClock(), initial=100)
+        limit.answered(0.0, 100, delay_s)
+        assert limit.calls == expected
+
+
+def test_it_shrinks_once_a_round_trip_however_many_suffer() -> None:
+    clock = FakeClock()
+    limit = a_limit(clock, initial=100)
+    sent_at = clock.monotonic()
+    clock.advance(1)
+    for _ in range(100):
+        limit.refused(sent_at)
+    assert limit.calls == 50
+    limit.refused(clock.monotonic())
+    assert limit.calls == 25
+
+
+def test_a_call_that_times_out_is_a_sign_of_too_much_unless_others_are_answered_without_a_queue() -> None:
+    clock = FakeClock()
+    limit = a_limit(clock, initial=20)
+    clock.advance(1)
+    limit.timed_out(0.0)
+    assert limit.calls == 10
+    clock.advance(0.5)
+    limit.answered(1.2, 1, 0.01)
+    clock.advance(0.5)
+    limit.timed_out(1.0)
+    assert limit.calls == 10
+    clock.advance(1)
+    limit.timed_out(2.0)
+    assert limit.calls == 5
+
+
+def test_it_stays_between_floor_and_ceiling() -> None:
+    clock = FakeClock()
+    limit = a_limit(clock, initial=10, floor=3, ceiling=12)
+    for _ in range(100):
+        limit.answered(clock.monotonic(), limit.calls, 0.0)
+    assert limit.calls == 12
+    for _ in range(10):
+        limit.refused(clock.monotonic())
+    assert limit.calls == 3
+
+
+def test_a_limit_that_is_not_used_is_not_raised() -> None:
+    limit = a_limit(FakeClock(), initial=20)
+    for _ in range(100):
+        limit.answered(0.0, 9, 0.0)
+    assert limit.calls == 20
+
+
+def test_latency_above_the_least_one_seen_is_queue() -> None:
+    clock = FakeClock()
+    limit = a_limit(clock)
+    assert limit.delay_s(0.2) == 0.0
+    assert limit.delay_s(0.05) == 0.0
+    assert limit.delay_s(0.25) == pytest.approx(0.2)
+    clock.advance(60)
+    assert limit.delay_s(0.25) == pytest.approx(0.197)  # A minute's queue is not the new normal,
+    for _ in range(100):
+        clock.advance(60)
+        limit.delay_s(0.25)
+    assert limit.delay_s(0.25) == pytest.approx(0.0, abs=0.02)  # an hour's is.
+
+
+class Server:
+    """Answers `per_s` calls a second, one after the other; a call that would queue for too long is refused."""
+
+    def __init__(self, clock: VirtualClock, per_s: float, refuses_from_s: float = 1e9) -> None:
+        self.clock, self.per_s, self.refuses_from_s = clock, per_s, refuses_from_s
+        self.free_at = 0.0
+        self.answered = 0
+
+    async def call(self, permit: Permit, tells: bool) -> None:
+        now = self.clock.monotonic()
+        queue_s = max(0.0, self.free_at - now)
+        if queue_s > self.refuses_from_s:
+            await self.clock.sleep(0.005)
+            permit.refused()
+            return
+        self.free_at = max(now, self.free_at) + 1 / self.per_s
+        await self.clock.sleep(self.free_at - now + 0.005)
+        self.answered += 1
+        permit.answered(queue_s if tells else None)
+
+
+async def offer(throttle: Throttle, server: Server, per_s: float, seconds: float, tells: bool) -> int:
+    """Open-loop arrivals, each with 2 s of patience; how many were turned away here."""
+    dice = random.Random(7)
+    turned_away = 0
+
+    async def one() -> None:
+        nonlocal turned_away
+        try:
+            permit = await throttle.acquire(INTERACTIVE, within_s=2.0)
+        except Overloaded:
+            turned_away += 1
+            return
+        await server.call(permit, tells)
+
+    ends_at = server.clock.monotonic() + seconds
+    async with asyncio.TaskGroup() as group:
+        while server.clock.monotonic() < ends_at:
+            group.create_task(one())
+            await server.clock.sleep(dice.expovariate(per_s))
+    return turned_away
+
+
+@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize("times", [3, 10])
+def test_at_a_multiple_of_the_load_the_server_stays_busy_with_a_short_queue(times: int, tells: bool) -> None:
+    async def scenario() -> None:
+        clock = VirtualClock()
+        throttle, server = Throttle(ThrottleSettings(), clock), Server(clock, per_s=100)
+        await offer(throttle, server, 100 * times, 2, tells)
+        before = server.answered
+        await offer(throttle, server, 100 * times, 3, tells)
+        assert server.answered - before >= 0.95 * 100 * 3
+        assert server.free_at - clock.monotonic() < 0.3
+        assert throttle.in_flight == throttle.waiting == 0
+
+    run(scenario())
+
+
+def test_it_recovers_when_the_server_does() -> None:
+    async def scenario() -> None:
+        clock = VirtualClock()
+        throttle, server = Throttle(ThrottleSettings(), clock), Server(clock, per_s=200, refuses_from_s=0.5)
+        await offer(throttle, server, 400, 1, tells=True)
+        server.per_s = 10
+        await offer(throttle, server, 400, 5, tells=True)
+        assert throttle.limit.calls <= 10
+        server.per_s = 200
+        await offer(throttle, server, 400, 1, tells=True)
+        before = server.answered
+        await offer(throttle, server, 400, 2, tells=True)
+        assert server.answered - before >= 0.95 * 200 * 2
+
+    run(scenario())
+
+
+def test_the_most_urgent_goes_first_and_equals_in_their_order() -> None:
+    async def scenario() -> list[str]:
+        throttle = Throttle(ThrottleSettings(initial=1, floor=1, ceiling=1), VirtualClock())
+        held = await throttle.acquire(BULK, 10)
+        order: list[str] = []
+
+        async def one(name: str, urgency: int) -> None:
+            permit = await throttle.acquire(urgency, 10)
+            order.append(name)
+            permit.release()
+
+        async with asyncio.TaskGroup() as group:
+            for name, urgency in (
+                ("bulk", BULK),
+                ("partner", PARTNER),
+                ("first", INTERACTIVE),
+                ("second", INTERACTIVE),
+            ):
+                group.create_task(one(name, urgency))
+            await asyncio.sleep(0)  # noqa: TID251  Lets them queue up.
+            held.release()
+        return order
+
+    assert run(scenario()) == ["first", "second", "partner", "bulk"]
+
+
+def test_who_cannot_get_a_turn_in_time_is_told_at_once_how_long_it_would_take() -> None:
+    async def scenario() -> None:
+        clock = VirtualClock()
+        throttle = Throttle(ThrottleSettings(initial=1, floor=1, ceiling=1), clock)
+        first = await throttle.acquire(INTERACTIVE, 10)
+        await clock.sleep(3)
+        first.answered(0.0)
+        await throttle.acquire(INTERACTIVE, 10)
+        started = clock.monotonic()
+        with pytest.raises(Overloaded, match=r"about 3\.0 s") as told:
+            await throttle.acquire(INTERACTIVE, 2.0)
+        assert told.value.retry_s == pytest.approx(3.0)
+        assert clock.monotonic() == started
+
+    run(scenario())
+
+
+def test_who_waited_in_vain_is_told_when_the_time_is_over() -> None:
+    async def scenario() -> None:
+        clock = VirtualClock()
+        throttle = Throttle(ThrottleSettings(initial=1, floor=1, ceiling=1), clock)
+        await throttle.acquire(INTERACTIVE, 10)
+        with pytest.raises(Overloaded, match=r"no turn within 2\.0 s"):
+            await throttle.acquire(INTERACTIVE, 2.0)
+        assert clock.monotonic() == pytest.approx(2.0)
+        assert throttle.waiting == 0
+
+    run(scenario())
+
+
+def test_a_full_queue_turns_away_the_newest_of_the_least_urgent() -> None:
+    async def scenario() -> list[str]:
+        throttle = Throttle(ThrottleSettings(initial=1, floor=1, ceiling=1, waiting_max=2), VirtualClock())
+        held = await throttle.acquire(INTERACTIVE, 10)
+        ends: list[str] = []
+
+        async def one(name: str, urgency: int) -> None:
+            try:
+                (await throttle.acquire(urgency, 10)).release()
+                ends.append(f"{name} went")
+            except Overloaded:
+                ends.append(f"{name} turned away")
+
+        async with asyncio.TaskGroup() as group:
+            for name, urgency in (("b1", BULK), ("b2", BULK), ("i1", INTERACTIVE), ("b3", BULK)):
+                group.create_task(one(name, urgency))
+                await asyncio.sleep(0)  # noqa: TID251  One after the other.
+            held.release()
+        return ends
+
+    assert run(scenario()) == ["b2 turned away", "b3 turned away", "i1 went", "b1 went"]
+
+
+def test_a_cancelled_waiter_leaves_nothing_behind() -> None:
+    async def scenario() -> None:
+        throttle = Throttle(ThrottleSettings(initial=1, floor=1, ceiling=1), VirtualClock())
+        held = await throttle.acquire(INTERACTIVE, 10)
+        waiting = asyncio.create_task(throttle.acquire(INTERACTIVE, 10))
+        await asyncio.sleep(0)  # noqa: TID251  Lets it queue up.
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert throttle.waiting == 0
+        granted = asyncio.create_task(throttle.acquire(INTERACTIVE, 10))
+        await asyncio.sleep(0)  # noqa: TID251  Lets it queue up.
+        held.release()  # Its turn comes,
+        granted.cancel()  # and in the same moment it is cancelled.
+        await asyncio.gather(granted, return_exceptions=True)
+        assert throttle.in_flight == 0
+
+    run(scenario())
+
+
+def test_a_permit_ends_once() -> None:
+    async def scenario() -> None:
+        throttle = Throttle(ThrottleSettings(), VirtualClock())
+        permit = await throttle.acquire(INTERACTIVE, 1)
+        permit.release()
+        permit.answered()
+        permit.refused()
+        assert throttle.in_flight == 0
+        assert throttle.limit.calls == 20
+
+    run(scenario())
