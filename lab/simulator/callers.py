@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,32 +22,18 @@ from lab.simulator.loop import EPOCH, Node, NodeClock, VirtualLoop
 from lab.simulator.network import Channel, Network, Observer
 from lab.simulator.sources import PEOPLE, population
 from loanmesh.client import CallFailed, Client, Unreachable
+from loanmesh.client.transport import GrpcTransport
 
 LENDER = "lenders/demo"
 
 
-class SimClient(Client):
-    """The real client over the simulator's network: only the channel is another."""
+class SimTransport(GrpcTransport):
+    """The client's own transport over the simulator's network: only the channel is another."""
 
-    def __init__(
-        self, network: Network, node: Node, loop: VirtualLoop, dice: random.Random, client_id: str, patience_s: float
-    ) -> None:
-        self._lender = LENDER
-        self._patience_s = patience_s
-        self._clock = NodeClock(loop, node)
-        self._dice = dice
-        self._metadata = (("loanmesh-client", client_id),)
+    def __init__(self, network: Network, node: Node) -> None:
         self._channel = Channel(network, node, "intake")  # type: ignore[assignment]  # Of the simulator, by design.
-        self._stub = IntakeServiceStub(self._channel)
-
-    async def explain_within(self, name: str, limit_s: float) -> pb.ExplainDecisionResponse | None:
-        """An explanation with schedules, tried once and only so long; None where there is none by then."""
-        request = pb.ExplainDecisionRequest(name=name, include_schedules=True)
-        try:
-            explained: pb.ExplainDecisionResponse = await self._stub.ExplainDecision(request, timeout=limit_s)
-        except grpc.aio.AioRpcError:
-            return None
-        return explained
+        self._calls = {}
+        self._acknowledges_early = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +110,11 @@ class Shop:
         self._observer = observer
         self._node = loop.add_node(name)
         self._clock = NodeClock(loop, self._node)
-        self._client = SimClient(network, self._node, loop, dice, name, patience_s)
+        transport = SimTransport(network, self._node)
+        self._client = Client(
+            "", client_id=name, patience_s=patience_s, clock=self._clock, dice=dice, transport=transport
+        )
+        self._stub = IntakeServiceStub(transport._channel)
 
     def open(self, plans: Sequence[Plan]) -> asyncio.Task[Any]:
         """Begin; done when all of the plans are."""
@@ -194,7 +185,10 @@ class Shop:
         name = decided.name
         key = f"then-{plan.number:04d}"
         if plan.then == "ask":
-            if explained := await self._client.explain_within(name, self._dice.uniform(0.1, 0.9)):
+            # Asked once and only so long, by somebody who does not use our client.
+            request = pb.ExplainDecisionRequest(name=name, include_schedules=True)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                explained = await self._stub.ExplainDecision(request, timeout=self._dice.uniform(0.1, 0.9))
                 self._recorder.explained(name, explained)
         elif plan.then == "withdraw":
             answer = await self._patiently(lambda: self._client.withdraw(name, request_id=key))

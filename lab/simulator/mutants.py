@@ -390,14 +390,14 @@ def retry_at_two_layers() -> Iterator[None]:
     """Repeats calls that the channel repeats already."""
     real = mesh._ask
 
-    async def ask(service: str, count: int, call: Callable[[], Any]) -> Any:
+    async def ask(guard: Any, count: int, call: Callable[[], Any]) -> Any:
         async def again() -> Any:
             for _ in range(2):
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     return await call()
             return await call()
 
-        return await real(service, count, again)
+        return await real(guard, count, again)
 
     with swapped(mesh, "_ask", ask):
         yield

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 from grpc.aio import AioRpcError, Metadata
@@ -22,7 +22,7 @@ from lab.simulator.loop import Handle, Node, VirtualLoop
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 OK = grpc.StatusCode.OK
 FAR_S = 1e9
-KEEPALIVE_S = 15.0
+KEEPALIVE_S = 25.0
 """How long a connection may be dead before both ends know, where nothing resets it."""
 HOP_S_MAX = 10.0
 """No call between services is given longer than this."""
@@ -100,6 +100,17 @@ class Network:
         return self.weather.loss > 0 and self.dice.random() < self.weather.loss
 
 
+class Reply(NamedTuple):
+    """Something that comes back from a server; the last of them carries the status."""
+
+    code: grpc.StatusCode | None = None
+    """None: there is more to come."""
+    body: bytes | None = None
+    text: str = ""
+    trailing: tuple[tuple[str, str | bytes], ...] = ()
+    initial: tuple[tuple[str, str | bytes], ...] | None = None
+
+
 class Server:
     """One process's port: handlers by method, behind an interceptor."""
 
@@ -168,16 +179,16 @@ class Server:
             request = handler.request_deserializer(body)
             if handler.unary_unary:
                 response = await handler.unary_unary(request, context)
-                attempt.answer(handler.response_serializer(response), context)
+                attempt.back(context.last(handler.response_serializer(response)))
             else:
                 async for response in handler.unary_stream(request, context):
-                    attempt.stream(handler.response_serializer(response))
-                attempt.answer(b"", context)
+                    attempt.back(Reply(body=handler.response_serializer(response)))
+                attempt.back(context.last())
         except grpc.aio.AbortError:
-            attempt.answer(b"", context)
+            attempt.back(context.last())
         except asyncio.CancelledError:
             context.set_code(grpc.StatusCode.CANCELLED)
-            attempt.answer(b"", context)
+            attempt.back(context.last())
 
     async def _find(self, details: _Details) -> Any:
         return self._handlers[details.method]
@@ -203,6 +214,14 @@ class Context:
         self.status = OK
         self.text = ""
         self.trailing: tuple[tuple[str, str | bytes], ...] = ()
+
+    def last(self, body: bytes | None = None) -> Reply:
+        """The last word of the call."""
+        return Reply(self.status, body if self.status is OK else None, self.text, self.trailing)
+
+    async def send_initial_metadata(self, initial: Iterable[tuple[str, str | bytes]]) -> None:
+        """Ahead of the first answer."""
+        self._attempt.back(Reply(initial=tuple(initial)))
 
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
         """What the caller sent."""
@@ -253,6 +272,7 @@ class Channel:
         self.retry = retry
         self._tokens = retry.tokens_max if retry else 0.0
         self._interceptors = interceptors
+        self.caller = node.name.split("-")[0]
         self._turn = network.dice.randrange(100)
 
     def unary_unary(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, _registered_method: bool = False) -> Callable[..., UnaryCall]:  # noqa: E501  # fmt: skip
@@ -324,33 +344,39 @@ class _Attempt:
     def send(self, body: bytes) -> None:
         """On its way to the server, perhaps twice, perhaps never."""
         network, server = self.channel.network, self.server
-        if network.lost(self.channel.node.name.split("-")[0], self.channel.service):
-            self._lose()
-            return
-        copies = 2 if network.weather.duplicates and network.dice.random() < network.weather.duplicates else 1
-        for number in range(copies):
-            attempt = self if number == 0 else _Attempt(
-                self.channel, server, self.method, self.deadline, self.metadata, _deaf
-            )  # fmt: skip
-            if server.node.alive:
-                server.on_the_way[attempt] = None
-                network.loop.post(server.node, network.latency_s(), server.receive, attempt, body)
         if not server.node.alive:
             self.reset()
+            return
+        if network.lost(self.channel.caller, self.channel.service):
+            self._lose()
+            return
+        self._post(body)
+        if network.weather.duplicates and network.dice.random() < network.weather.duplicates:
+            _Attempt(self.channel, server, self.method, self.deadline, self.metadata, _deaf)._post(body)
 
-    def answer(self, body: bytes, context: Context) -> None:
-        """The last word of the server."""
-        self._back(context.status, body, context.text, context.trailing, True)
+    def _post(self, body: bytes) -> None:
+        self.server.on_the_way[self] = None
+        self.channel.network.loop.post(
+            self.server.node, self.channel.network.latency_s(), self.server.receive, self, body
+        )
 
-    def stream(self, body: bytes) -> None:
-        """One of several answers."""
-        self._back(OK, body, "", (), False)
+    def back(self, reply: Reply) -> None:
+        """On its way to the caller; the parts of one answer keep their order, whatever overtakes what elsewhere."""
+        network = self.channel.network
+        if self._broken:
+            return
+        if network.lost(self.channel.service, self.channel.caller):
+            self._lose()
+            return
+        at = max(self._ordered_until, network.loop.now_s + network.latency_s())
+        self._ordered_until = at + 1e-6
+        network.loop.post(self.channel.node, at - network.loop.now_s, self._sink, reply)
 
     def reset(self) -> None:
         """The connection broke: the process is gone or does not listen."""
         network = self.channel.network
         network.loop.post(
-            self.channel.node, network.latency_s(), self._sink, UNAVAILABLE, b"", "connection reset", (), True
+            self.channel.node, network.latency_s(), self._sink, Reply(UNAVAILABLE, text="connection reset")
         )
 
     def cancel(self) -> None:
@@ -358,20 +384,6 @@ class _Attempt:
         network = self.channel.network
         if self.server.node.alive:
             network.loop.post(self.server.node, network.latency_s(), self.server.cancel, self)
-
-    def _back(self, code: grpc.StatusCode, body: bytes, text: str, trailing: Any, last: bool) -> None:
-        network = self.channel.network
-        if self._broken:
-            return
-        if network.lost(self.channel.service, self.channel.node.name.split("-")[0]):
-            self._lose()
-            return
-        # The parts of one answer keep their order, whatever overtakes what elsewhere.
-        at = max(self._ordered_until, network.loop.now_s + network.latency_s())
-        self._ordered_until = at + 1e-6
-        network.loop.post(
-            self.channel.node, at - network.loop.now_s, self._sink, code, body, text, trailing, last
-        )  # fmt: skip
 
     def _lose(self) -> None:
         """Mostly the connection breaks and both sides notice; sometimes nobody does until keepalive finds out."""
@@ -382,10 +394,10 @@ class _Attempt:
         network.loop.post(network.loop.world, wait_s, self.cancel)
 
 
-_Sink = Callable[[grpc.StatusCode, bytes, str, Any, bool], None]
+_Sink = Callable[[Reply], None]
 
 
-def _deaf(*_: object) -> None:
+def _deaf(_: Reply) -> None:
     """Nobody waits for the answer to a duplicate."""
 
 
@@ -409,16 +421,37 @@ class _Call:
             text = f"{method} may take until {self._deadline:.3f}, and its caller waits until {until:.3f}"
             channel.network.observer.violate("deadlines_are_kept", "", text)
         self._attempts = asked_for.get()
+        self._end = Reply()
+
+    async def trailing_metadata(self) -> Metadata:
+        """What came with the end."""
+        return Metadata(*self._end.trailing)
+
+    async def code(self) -> grpc.StatusCode:
+        """How it ended; UNKNOWN while it has not."""
+        return self._end.code or grpc.StatusCode.UNKNOWN
+
+    async def details(self) -> str:
+        """Its text."""
+        return self._end.text
 
     def _start(self, sink: _Sink) -> _Attempt | None:
         server = self._channel.pick()
         if server is None:
+            sink(Reply(UNAVAILABLE, text=f"no {self._channel.service} is up"))
             return None
         if self._attempts is not None:
             self._attempts[0] += 1
         attempt = _Attempt(self._channel, server, self._method, self._deadline, self._metadata, sink)
         attempt.send(self._body)
         return attempt
+
+    def _error(self) -> AioRpcError:
+        end = self._end
+        return AioRpcError(end.code or grpc.StatusCode.UNKNOWN, Metadata(), Metadata(*end.trailing), end.text)
+
+
+_LATE = Reply(grpc.StatusCode.DEADLINE_EXCEEDED, text="deadline exceeded")
 
 
 class UnaryCall(_Call):
@@ -432,6 +465,10 @@ class UnaryCall(_Call):
     def __await__(self) -> Generator[Any, None, Any]:
         return self._task.__await__()
 
+    async def initial_metadata(self) -> Metadata:
+        """Nothing: what a handler sends ahead is shown by streams only."""
+        return Metadata()
+
     def cancel(self) -> bool:
         """Give up."""
         return self._task.cancel()
@@ -444,57 +481,57 @@ class UnaryCall(_Call):
         number = 0
         while True:
             number += 1
-            code, body, text, trailing = await self._once()
-            again = self._channel.may_retry(code, number)
-            if code is OK:
-                return self._deserialise(body)
+            self._end = await self._once()
+            assert self._end.code is not None
+            again = self._channel.may_retry(self._end.code, number)
+            if self._end.code is OK:
+                return self._deserialise(self._end.body)
             if not again:
-                raise AioRpcError(code, Metadata(), Metadata(*trailing), text)
-            await self._pause(number, trailing)
+                raise self._error()
+            await self._pause(number, self._end.trailing)
 
-    async def _once(self) -> tuple[grpc.StatusCode, bytes, str, Any]:
-        future: asyncio.Future[tuple[grpc.StatusCode, bytes, str, Any]] = self._loop.create_future()
+    async def _once(self) -> Reply:
+        future: asyncio.Future[Reply] = self._loop.create_future()
 
-        def sink(code: grpc.StatusCode, body: bytes, text: str, trailing: Any, _: bool) -> None:
-            if not future.done():
-                future.set_result((code, body, text, trailing))
+        def sink(reply: Reply) -> None:
+            if reply.code is not None and not future.done():
+                future.set_result(reply)
 
         if self._deadline <= self._loop.now_s:
-            return grpc.StatusCode.DEADLINE_EXCEEDED, b"", "deadline exceeded", ()
+            return _LATE
         timer: Handle | None = None
         if self._deadline < FAR_S:
-            timer = self._loop.call_at(
-                self._deadline, sink, grpc.StatusCode.DEADLINE_EXCEEDED, b"", "deadline exceeded", (), True
-            )
+            timer = self._loop.call_at(self._deadline, sink, _LATE)
         attempt = self._start(sink)
-        if attempt is None:
-            return UNAVAILABLE, b"", f"no {self._channel.service} is up", ()
         try:
-            outcome = await future
+            reply = await future
         except asyncio.CancelledError:
-            attempt.cancel()
+            if attempt:
+                attempt.cancel()
             raise
         finally:
             if timer:
                 timer.cancel()
-        if outcome[0] is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if reply is _LATE and attempt:
             attempt.cancel()
-        return outcome
+        return reply
 
     async def _pause(self, number: int, trailing: Any) -> None:
-        retry = self._channel.retry
+        retry, dice = self._channel.retry, self._channel.network.dice
         assert retry is not None
-        wait_s = min(retry.most_s, retry.first_s * retry.factor ** (number - 1)) * (0.8 + 0.4 * self._loop_dice())
+        wait_s = min(retry.most_s, retry.first_s * retry.factor ** (number - 1)) * dice.uniform(0.8, 1.2)
         for key, value in trailing:
             if key == "grpc-retry-pushback-ms":
                 wait_s = float(value) / 1000
         future = self._loop.create_future()
         # As gRPC: a wait that would outlast the deadline ends there.
-        self._loop.call_at(min(self._deadline, self._loop.now_s + wait_s), lambda: future.done() or future.set_result(0))
+        self._loop.call_at(min(self._deadline, self._loop.now_s + wait_s), _wake, future)
         await future
 
-    def _loop_dice(self) -> float:
-        return self._channel.network.dice.random()
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _noticed(task: asyncio.Task[Any]) -> None:
@@ -512,35 +549,45 @@ class _Intercepted(UnaryCall):
 
 
 class StreamCall(_Call):
-    """A call with many answers; iterate over it."""
+    """A call with many answers, or one that is waited for; iterate over it, or read."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._arrived: asyncio.Queue[tuple[grpc.StatusCode, bytes, str, Any, bool]] = asyncio.Queue()
-        self._attempt = self._start(self._arrive)
-        if self._attempt is None:
-            self._arrive(UNAVAILABLE, b"", f"no {self._channel.service} is up", (), True)
+        self._arrived: asyncio.Queue[Reply] = asyncio.Queue()
+        self._headers: asyncio.Future[Metadata] = self._loop.create_future()
+        self._over = False
         if self._deadline < FAR_S:
-            late = (grpc.StatusCode.DEADLINE_EXCEEDED, b"", "deadline exceeded", (), True)
-            self._loop.call_at(self._deadline, self._arrive, *late)
+            self._loop.call_at(self._deadline, self._arrive, _LATE)
+        self._attempt = self._start(self._arrive)
 
-    def _arrive(self, code: grpc.StatusCode, body: bytes, text: str, trailing: Any, last: bool) -> None:
-        self._arrived.put_nowait((code, body, text, trailing, last))
+    def _arrive(self, reply: Reply) -> None:
+        if not self._headers.done():
+            self._headers.set_result(Metadata(*(reply.initial or ())))
+        if reply.initial is None:
+            self._arrived.put_nowait(reply)
+
+    async def initial_metadata(self) -> Metadata:
+        """As soon as they come, with the first answer or before."""
+        return await asyncio.shield(self._headers)
+
+    async def read(self) -> Any:
+        """The next answer, EOF after the last. Raises AioRpcError."""
+        while not self._over:
+            reply = await self._arrived.get()
+            if reply.code is not None:
+                self._over, self._end = True, reply
+            if reply.body is not None:
+                return self._deserialise(reply.body)
+        if self._end.code is not OK:
+            raise self._error()
+        return grpc.aio.EOF
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        try:
-            while True:
-                code, body, text, trailing, last = await self._arrived.get()
-                if code is not OK:
-                    raise AioRpcError(code, Metadata(), Metadata(*trailing), text)
-                if last:
-                    return
-                yield self._deserialise(body)
-        finally:
-            self.cancel()
+        while (answer := await self.read()) is not grpc.aio.EOF:
+            yield answer
 
     def cancel(self) -> bool:
         """Give up."""
-        if self._attempt:
+        if self._attempt and not self._over:
             self._attempt.cancel()
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,12 @@ from lab.simulator.network import Channel, Network, Observer, Retry, Server, ask
 from lab.simulator.sources import SimWire, Sources
 from loanmesh.runtime.breaker import Breaker, BreakerSettings, Change, State
 from loanmesh.runtime.channel import SERVICE_CONFIG, _interceptors
+from loanmesh.runtime.guard import BulkheadSettings, Guard
 from loanmesh.runtime.server import ServerInterceptor
+from services.bureau.brownout import Brownout
 from services.bureau.gather import Gatherer
 from services.bureau.servicer import BureauServicer
+from services.bureau.settings import BrownoutSettings
 from services.bureau.sources import Source, load_sources
 from services.bureau.store import AnswerStore
 from services.intake.estimate import Estimate
@@ -61,6 +65,9 @@ class Sizes:
     budget_s: float = 1.0
     source_timeout_s: float = 2.5
     at_once_max: int = 8
+    service_breaker: BreakerSettings = BreakerSettings(
+        window=10, minimum_calls=4, failure_rate=0.7, slow_call_s=1.8, half_open_permits=2, open_s_max=3.0
+    )
     breaker: BreakerSettings = BreakerSettings(
         window=10, minimum_calls=4, half_open_permits=2, open_s=0.5, open_s_max=3.0
     )
@@ -188,10 +195,17 @@ class Intake(Process):
             Channel(around.network, self.node, service, RETRY, _interceptors(clock, deadline_s))
             for service in ("bureau", "scoring", "pricing")
         ]
-        pricing = GrpcPricing(channels[2])  # type: ignore[arg-type]  # Channels of the simulator, by design.
+        guards = [
+            Guard(name, "service", Breaker(sizes.service_breaker, clock, around.dice), BulkheadSettings(), clock)
+            for name in ("bureau", "scoring", "pricing")
+        ]
+        bureau, scoring, pricing = (
+            GrpcBureau(channels[0], guards[0]),  # type: ignore[arg-type]  # Channels of the simulator, by design.
+            GrpcScoring(channels[1], guards[1]),  # type: ignore[arg-type]
+            GrpcPricing(channels[2], guards[2]),  # type: ignore[arg-type]
+        )
         self.watch = Watch(store.revisions, clock, sizes.watch_poll_s, self._report)
         self.estimate = Estimate(store.backlog, clock)
-        bureau, scoring = GrpcBureau(channels[0]), GrpcScoring(channels[1])  # type: ignore[arg-type]  # As above.
         port = _Port(bureau, scoring, pricing, around.observer)
         pipeline = Pipeline(port, port, port, store, clock, around.dice, information_days=14)
         self.worker = Worker(
@@ -257,10 +271,12 @@ class Bureau(Process):
         sources = known_sources()
         wire = SimWire(around.sources, clock, sizes.source_timeout_s, around.loop, around.dice, around.observer)
         wire.permits = sizes.breaker.half_open_permits
-        wire.breakers = {
-            source: Breaker(sizes.breaker, clock, around.dice, lambda change, s=source: self._tell(s, change))  # type: ignore[misc]
-            for source in sources
-        }
+        bulkhead = BulkheadSettings(at_once_max=sizes.at_once_max, waiting_max=64)
+        guards = {}
+        for name in sources:
+            breaker = Breaker(sizes.breaker, clock, around.dice, functools.partial(self._tell, name))
+            guards[name] = Guard(name, "source", breaker, bulkhead, clock)
+            wire.breakers[name] = breaker
         self.cache = AnswerStore(around.databases["bureau"].connect(self.node, self.owner))
         self.gatherer = Gatherer(
             sources,
@@ -268,11 +284,10 @@ class Bureau(Process):
             self.cache,
             clock,
             hashed,
+            guards=guards,
             budget_s=sizes.budget_s,
-            at_once_max=sizes.at_once_max,
-            waiting_max=64,
             retry_s=1.0,
-            breakers=wire.breakers,
+            brownouts={n: Brownout(guard, BrownoutSettings(), sizes.budget_s, clock) for n, guard in guards.items()},
         )
         add_BureauServiceServicer_to_server(BureauServicer(self.gatherer), server)  # type: ignore[no-untyped-call]
 

@@ -73,7 +73,7 @@ class SimWire(HttpWire):
         self._dice = dice
         self._observer = observer
         self._probes: Counter[tuple[str, int]] = Counter()
-        self.breakers: Mapping[str, Breaker] = {}
+        self.breakers: dict[str, Breaker] = {}
         self.permits = 0
 
     async def ask(self, source: Source, subject: Subject) -> Answer | str:
