@@ -117,6 +117,17 @@ class World:
         if self._tracing:
             self.lines.append(f"{self.loop.now_s:9.4f}  {text}")
 
+    def looked_at(self, application_id: str, created_at: float, attempts: int) -> None:
+        """An application was claimed once more: seldom enough?"""
+        age_s = max(0.0, EPOCH_S + self.loop.now_s - created_at)
+        # Waits double from half a second, a takeover needs a lease to end, and what was supplied is looked at at once.
+        limit = 8 + 0.4 * age_s
+        # A source that is too busy is asked on, by each replica at its own pace, which may be down to one a second.
+        limit += sum(3 * min(age_s, fault.lasts_s) for fault in self.faults if fault.mood == "overloaded")
+        if attempts > limit:
+            text = f"looked at {attempts} times within {age_s:.1f} s"
+            self.violate("nobody_runs_in_circles", application_id, text)
+
     def owner(self, name: str) -> str:
         """A name that no process, earlier or later, has."""
         self._starts += 1
