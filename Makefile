@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= $(or $(LOANMESH_DATA),../shared/data)
 
-.PHONY: help demo test unit lint format proto lock train bench firms docs clean
+.PHONY: help demo test unit lint format proto lock train bench simulate mutants firms docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,12 @@ format: $(READY) ## Format the code
 
 bench: $(READY) ## Decided applications a second beside a bare chain of four empty services
 	@$(BIN)/python -m benchmarks.chain
+
+simulate: $(READY) ## Live through 10,000 seeds of faults on a virtual clock
+	@$(BIN)/python -m lab.simulator --seeds $(or $(SEEDS),10000)
+
+mutants: $(READY) ## Plant bugs and see each found by the simulator
+	@$(BIN)/python -m lab.simulator.mutants
 
 firms: $(READY) ## Decide the 302 real firms: make firms DATA=folder
 	@$(BIN)/loanmesh decide-firms $(DATA)

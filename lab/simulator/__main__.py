@@ -1,7 +1,7 @@
 """Run seeds and say what they found.
 
-    python -m lab.simulator --seeds 10000 [--from 0] [--processes 2] [--json]     many; writes build/simulate.json
-    python -m lab.simulator --seed 123 [--trace] [--history FILE]                 one, again, with its log
+python -m lab.simulator --seeds 10000 [--from 0] [--processes 2] [--json]     many; writes build/simulate.json
+python -m lab.simulator --seed 123 [--trace] [--history FILE]                 one, again, with its log
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lab.simulator.tally import Tally, run_many
 from lab.simulator.world import simulate
+
 
 def rows(tally: Tally, took_s: float) -> list[dict[str, object]]:
     """Figures as every benchmark of ours writes them."""
@@ -56,8 +57,8 @@ def many(first: int, count: int, processes: int, as_json: bool) -> int:
         for seed, text in part.broken:
             print(f"\nseed {seed} broke a rule; repeat it: python -m lab.simulator --seed {seed} --trace\n    {text}")
         if sys.stderr.isatty():
-            print(f"\r{tally.runs:,} of {count:,} seeds, {len(tally.broken)} broken, {tally.runs / took_s * 60:,.0f} a minute ",
-                  end="", file=sys.stderr, flush=True)  # fmt: skip
+            pace = f"{tally.runs / took_s * 60:,.0f} a minute "
+            print(f"\r{tally.runs:,} of {count:,} seeds, {len(tally.broken)} broken, {pace}", end="", file=sys.stderr)
     found = rows(tally, time.monotonic() - started)
     Path("build").mkdir(exist_ok=True)
     Path("build/simulate.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -72,7 +73,7 @@ def many(first: int, count: int, processes: int, as_json: bool) -> int:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m lab.simulator", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m lab.simulator", description="Run seeds and say what they found.")
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--from", dest="first", type=int, default=0, help="the first")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)

@@ -1,9 +1,10 @@
-"""Who uses the mesh: shops that submit, watch, accept and withdraw, through the real client, and write down all they see."""
+"""Who uses the mesh: shops that submit, watch, accept and withdraw through the real client, and note all they see."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ class Shop:
             for missing in seen.missing_information:
                 consent = request.consents.add(source=missing.source, purpose=Consent.PURPOSE_CREDIT_ASSESSMENT)
                 consent.given_time.FromDatetime(EPOCH)
-            self._recorder.read(reader, await self._patiently(lambda r=request: self._client.supply(r)))  # type: ignore[misc]
+            self._recorder.read(reader, await self._patiently(functools.partial(self._client.supply, request)))
 
     async def _watched(self, name: str, reader: str) -> pb.Application:
         # A watch may be cut: then it starts again, and may show again what it has shown.

@@ -16,6 +16,7 @@ import heapq
 import logging
 import random
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -77,8 +78,8 @@ class Handle:
         return self.dropped
 
 
-class VirtualLoop(asyncio.AbstractEventLoop):
-    """What asyncio needs of a loop, and no more."""
+class VirtualLoop:
+    """What asyncio needs of a loop, and no more: no sockets, no threads, no signals."""
 
     def __init__(self, dice: random.Random) -> None:
         self._dice = dice
@@ -92,6 +93,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.world = Node("world")
         self.current = self.world
         self.nodes = [self.world]
+        self._asyncio: Any = self  # It knows loops by what they can do.
         self._buried: list[Node] = []
 
     # --- Nodes ---
@@ -137,22 +139,19 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def run_until(self, task: asyncio.Task[T], at_most_s: float) -> T:
         """Run until the task is done. Raises Stuck when that cannot be."""
         previous = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
+        asyncio._set_running_loop(self._asyncio)
         try:
             while not task.done():
-                self._step(at_most_s)
+                runnable = [node for node in self.nodes if node.ready and not node.paused]
+                if not runnable:
+                    self._next_timer(at_most_s)
+                elif len(runnable) == 1:
+                    self._turn(runnable[0])
+                else:
+                    self._turn(runnable[int(self._dice.random() * len(runnable))])
         finally:
             asyncio._set_running_loop(previous)
         return task.result()
-
-    def _step(self, at_most_s: float) -> None:
-        runnable = [node for node in self.nodes if node.ready and not node.paused]
-        if not runnable:
-            self._next_timer(at_most_s)
-        elif len(runnable) == 1:
-            self._turn(runnable[0])
-        else:
-            self._turn(runnable[int(self._dice.random() * len(runnable))])
 
     def _turn(self, node: Node) -> None:
         """One round of a process: what is ready now, not what becomes so meanwhile."""
@@ -201,7 +200,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         tracing, previous = logging.getLogger("opentelemetry.context"), asyncio._get_running_loop()
         tracing.disabled = True  # It complains of each span that is closed from outside its context.
-        asyncio._set_running_loop(self)
+        asyncio._set_running_loop(self._asyncio)
         try:
             for node in [*self.nodes, *self._buried]:
                 node.ready.clear()
@@ -209,8 +208,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 for task in node.tasks:
                     if not task.done():
                         task._log_destroy_pending = False  # type: ignore[attr-defined]  # Private, and meant for this.
-                        with contextlib.suppress(RuntimeError, ValueError):
-                            task.get_coro().close()  # type: ignore[union-attr]
+                        with contextlib.suppress(RuntimeError, ValueError), warnings.catch_warnings():
+                            warnings.simplefilter("ignore", RuntimeWarning)  # Of one that was never begun.
+                            task.get_coro().close()
                 node.tasks.clear()
             self.nodes.clear()
             self._buried.clear()
@@ -242,7 +242,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         heapq.heappush(self._timers, (when, self._dice.random(), self._count, handle))
         return handle
 
-    def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Handle:
         """Run in this process's next round."""
         node = self.current
         handle = Handle(node, self.now_s, callback, args, context)
@@ -252,11 +254,15 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     call_soon_threadsafe = call_soon
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Handle:
         """Run in this process after `delay` seconds."""
         return self._at(self.current, self.now_s + delay, callback, args, context)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Handle:
         """Run in this process at `when`."""
         return self._at(self.current, when, callback, args, context)
 
@@ -266,11 +272,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         """A future of this loop."""
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=self._asyncio)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:
         """A task of this process."""
-        task = asyncio.Task(coro, loop=self, name=name or "task", context=context)
+        task = asyncio.Task(coro, loop=self._asyncio, name=name or "task", context=context)
         self.current.tasks.append(task)
         return task
 

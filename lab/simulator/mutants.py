@@ -21,18 +21,23 @@ from typing import Any
 
 import grpc
 from lending.bureau.v1.bureau_service_pb2 import SourceReport
-from lending.pricing.v1.pricing_service_pb2 import Pricing
+from lending.intake.v1.intake_service_pb2 import Decision
+from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest, Pricing
 
 from lab.history import by_rule
 from lab.simulator import database, replica
 from lab.simulator.world import World, simulate
+from loanmesh.client import calls
+from loanmesh.client.transport import SUBMIT
 from loanmesh.runtime import breaker, deadline
 from loanmesh.runtime.database import Script, Statement
-from loanmesh.runtime.errors import DependencyDown
-from services.bureau import freshness, gather, profile
+from loanmesh.runtime.errors import DependencyDown, LoanmeshError, NotFound
 from services.intake import mesh, pipeline, store, worker
 from services.intake import watch as watching
 from services.intake.application import Claim, New, Snapshot, State, Stored
+from services.intake.ports import Case, Result
+from services.pricing import decide
+from services.pricing.evidence import evidence as evidence_of
 
 SEEDS = 600
 """How many seeds a mutant may survive."""
@@ -108,7 +113,7 @@ def acknowledge_before_commit() -> Iterator[None]:
     async def get(self: store.Store, lender: str, application_id: str) -> Snapshot:
         try:
             return await real_get(self, lender, application_id)
-        except store.NotFound:
+        except NotFound:
             new: New | None = self.__dict__.get("_remembered", {}).get(application_id)
             if new is None:
                 raise
@@ -237,7 +242,73 @@ def changes_forget_their_request() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def changes_acknowledged_before_commit() -> Iterator[None]:
+    """Says that an offer is accepted, and writes it down in a second's time, with others."""
+    real = store.Store.change
+
+    async def change(self: store.Store, *args: Any) -> None:
+        async def later() -> None:
+            await self._clock.sleep(1.0)
+            with contextlib.suppress(LoanmeshError):
+                await real(self, *args)
+
+        asyncio.get_running_loop().create_task(later())
+
+    with swapped(store.Store, "change", change):
+        yield
+
+
+@contextmanager
+def reads_from_a_cache() -> Iterator[None]:
+    """Each replica remembers what it read for a few seconds."""
+    real = store.Store.get
+
+    async def get(self: store.Store, lender: str, application_id: str) -> Snapshot:
+        known: dict[str, tuple[float, Snapshot]] = self.__dict__.setdefault("_known", {})
+        read_at, snapshot = known.get(application_id, (float("-inf"), None))
+        if snapshot is None or self._clock.monotonic() > read_at + 3:
+            snapshot = await real(self, lender, application_id)
+            known[application_id] = (self._clock.monotonic(), snapshot)
+        return snapshot
+
+    with swapped(store.Store, "get", get):
+        yield
+
+
 # --- The worker ---
+
+
+@contextmanager
+def holds_whatever_comes() -> Iterator[None]:
+    """Holds in memory all that it is sent."""
+    with swapped(worker.Worker, "has_room", lambda self, priority, more=0: True):
+        yield
+
+
+@contextmanager
+def tells_what_was_not_committed() -> Iterator[None]:
+    """Answers who waits with what it found, whether or not it was still its to say."""
+
+    class Blind:
+        """A store that says that all was committed."""
+
+        def __init__(self, real: Any) -> None:
+            self._real = real
+
+        async def settle(self, results: Sequence[Any]) -> set[str]:
+            with contextlib.suppress(DependencyDown):
+                await self._real.settle(results)
+            return {result.claim.id for result in results}
+
+    real = pipeline.Pipeline.__init__
+
+    def init(self: pipeline.Pipeline, *args: Any, **more: Any) -> None:
+        real(self, *args, **more)
+        self._store = Blind(self._store)
+
+    with swapped(pipeline.Pipeline, "__init__", init):
+        yield
 
 
 @contextmanager
@@ -322,9 +393,9 @@ def owner_name_used_again() -> Iterator[None]:
 @contextmanager
 def declines_on_missing_evidence() -> Iterator[None]:
     """Takes *undetermined* for a no."""
-    outcomes = {**pipeline.OUTCOMES, Pricing.OUTCOME_UNDETERMINED: pipeline.Decision.OUTCOME_DECLINED}
+    outcomes = {**pipeline.OUTCOMES, Pricing.OUTCOME_UNDETERMINED: Decision.OUTCOME_DECLINED}
 
-    def conclude(self: pipeline.Pipeline, case: pipeline.Case) -> pipeline.Result:
+    def conclude(self: pipeline.Pipeline, case: Case) -> Result:
         assert case.pricing is not None
         assert case.profile is not None
         assert case.score is not None
@@ -336,20 +407,19 @@ def declines_on_missing_evidence() -> Iterator[None]:
 
 @contextmanager
 def declines_on_stale_evidence() -> Iterator[None]:
-    """Takes an old answer for a fresh one."""
+    """Pricing takes an old answer for a fresh one, and intake does not look again."""
+    real = evidence_of
 
-    def fresh_until(observed_at: float, source: Any) -> float:
-        return observed_at + source.usable_for_s
+    def evidence(item: PriceApplicationsRequest.Item, *args: Any) -> Any:
+        blind = PriceApplicationsRequest.Item()
+        blind.CopyFrom(item)
+        for report in blind.profile.reports:
+            report.ClearField("usable_until_time")
+            if report.state == SourceReport.STATE_STALE:
+                report.state = SourceReport.STATE_FRESH
+        return real(blind, *args)
 
-    def report(source: Any, answer: Any, now_s: float) -> SourceReport:
-        made = real(source, answer, now_s)
-        made.state = SourceReport.STATE_FRESH if made.state == SourceReport.STATE_STALE else made.state
-        return made
-
-    real = profile.report
-    with swapped(gather, "is_fresh", freshness.is_usable), swapped(gather, "report", report), swapped(
-        pipeline.Pipeline, "_gaps", lambda *_: ()
-    ):  # fmt: skip
+    with swapped(decide, "evidence", evidence), swapped(pipeline.Pipeline, "_gaps", lambda *_: ()):
         yield
 
 
@@ -418,6 +488,20 @@ def deadline_not_passed_on() -> Iterator[None]:
 
 
 @contextmanager
+def a_new_request_id_for_each_attempt() -> Iterator[None]:
+    """The client repeats a submit as if it were another one."""
+    real = calls.Calls._attempt
+
+    async def attempt(self: calls.Calls, call: Any, method: Any, request: Any, *args: Any) -> Any:
+        if method is SUBMIT:
+            request.request_id = f"{request.request_id[:12]}-{call.attempts:04d}"
+        return await real(self, call, method, request, *args)
+
+    with swapped(calls.Calls, "_attempt", attempt):
+        yield
+
+
+@contextmanager
 def watcher_misses_changes() -> Iterator[None]:
     """Hears of what its own replica does, and of nothing else."""
     with swapped(watching.Watch, "start", lambda self: None):
@@ -425,19 +509,45 @@ def watcher_misses_changes() -> Iterator[None]:
 
 
 Plant = Callable[[], contextlib.AbstractContextManager[None]]
-MUTANTS: Mapping[str, Plant] = {
-    plant.__name__: plant
-    for plant in (
-        acknowledge_before_commit, no_fence, no_fence_and_no_revision, no_once, request_stored_twice,
-        lease_by_local_clock, claims_what_is_held, renews_a_lost_lease, defers_without_a_wait, priority_inversion,
-        decision_and_event_apart, changes_forget_their_request, lost_wakeup, recovers_only_at_start,
-        draining_goes_on_claiming, drains_without_giving_back, owner_name_used_again,
-        declines_on_missing_evidence, declines_on_stale_evidence, half_open_without_permits, open_for_no_time,
-        permit_not_returned, retry_at_two_layers, calls_without_deadline, deadline_not_passed_on,
-        watcher_misses_changes,
+LATE = ("decided_in_time", "callers_are_answered")
+MUTANTS: Mapping[str, tuple[Plant, Sequence[str]]] = {
+    plant.__name__: (plant, rules)
+    for plant, rules in (
+        (acknowledge_before_commit, ["nothing_is_lost"]),
+        (changes_acknowledged_before_commit, ["acceptances_add_up"]),
+        (no_fence, ["fences_hold"]),
+        (no_fence_and_no_revision, ["fences_hold", "events_hold"]),
+        (no_once, ["decided_once"]),
+        (request_stored_twice, ["requests_keep_their_name"]),
+        (lease_by_local_clock, ["leases_are_respected"]),
+        (claims_what_is_held, ["leases_are_respected"]),
+        (renews_a_lost_lease, ["leases_are_respected"]),
+        (defers_without_a_wait, ["nobody_runs_in_circles"]),
+        (priority_inversion, ["urgent_goes_first"]),
+        (decision_and_event_apart, ["events_hold"]),
+        (changes_forget_their_request, ["nothing_sound_is_refused"]),
+        (reads_from_a_cache, ["readers_go_forward"]),
+        (lost_wakeup, LATE),
+        (recovers_only_at_start, LATE),
+        (draining_goes_on_claiming, ["who_drains_gives_back"]),
+        (drains_without_giving_back, ["who_drains_gives_back"]),
+        (owner_name_used_again, LATE),
+        (holds_whatever_comes, ["memory_is_bounded"]),
+        (tells_what_was_not_committed, ["readers_agree"]),
+        (declines_on_missing_evidence, ["declines_rest_on_evidence"]),
+        (declines_on_stale_evidence, ["declines_rest_on_evidence"]),
+        (half_open_without_permits, ["breakers_hold"]),
+        (open_for_no_time, ["breakers_hold"]),
+        (permit_not_returned, LATE),
+        (retry_at_two_layers, ["retries_have_one_layer"]),
+        (calls_without_deadline, ["deadlines_are_kept"]),
+        (deadline_not_passed_on, ["deadlines_are_kept"]),
+        (a_new_request_id_for_each_attempt, ["nothing_is_stored_twice"]),
+        (watcher_misses_changes, ["callers_are_answered"]),
     )
-}  # fmt: skip
-"""Each by its name; what is wrong stands in its docstring."""
+}
+"""Each by its name, with the rules of which one has to find it: what is found by another is another bug, not this one.
+What is wrong stands in its docstring."""
 
 
 @dataclass(frozen=True)
@@ -451,11 +561,13 @@ class Found:
 
 
 def hunt(name: str, seeds: int = SEEDS, start: int = 0) -> Found:
-    """Try seeds until one breaks a rule. Raises DoesNotFit where the bug cannot be planted."""
-    with MUTANTS[name]():
+    """Try seeds until one breaks a rule that is meant to. Raises DoesNotFit where the bug cannot be planted."""
+    plant, rules = MUTANTS[name]
+    with plant():
         for seed in range(start, start + seeds):
-            if violations := simulate(seed).violations:
-                return Found(name, seed, seed - start + 1, tuple(by_rule(violations)))
+            broken = by_rule(simulate(seed).violations)
+            if any(rule in broken for rule in rules):
+                return Found(name, seed, seed - start + 1, tuple(broken))
     return Found(name, None, seeds, ())
 
 

@@ -124,6 +124,8 @@ class Server:
         self._accepting = True
         self.node = node
         self.service = service
+        self.as_grpc: Any = self
+        """For generated code, which wants a server of gRPC's own."""
         self.listed = False
         """Whether channels think that it is up."""
         node.on_death.append(self._die)

@@ -17,7 +17,7 @@ from lending.scoring.v1.scoring_service_pb2_grpc import add_ScoringServiceServic
 from lending.type.v1.party_pb2 import Party
 
 from lab.simulator.database import DatabaseServer
-from lab.simulator.loop import Node, NodeClock, VirtualLoop
+from lab.simulator.loop import NodeClock, VirtualLoop
 from lab.simulator.network import Channel, Network, Observer, Retry, Server, asked_for
 from lab.simulator.sources import SimWire, Sources
 from loanmesh.runtime.breaker import Breaker, BreakerSettings, Change, State
@@ -30,6 +30,7 @@ from services.bureau.servicer import BureauServicer
 from services.bureau.settings import BrownoutSettings
 from services.bureau.sources import Source, load_sources
 from services.bureau.store import AnswerStore
+from services.intake.application import Claim
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.main import labels
@@ -48,6 +49,12 @@ from services.scoring.model import Model, load_model
 from services.scoring.servicer import ScoringServicer
 from services.scoring.settings import ScoringSettings
 
+RETRY = Retry.of(SERVICE_CONFIG)
+SERVICE_BREAKER = BreakerSettings(
+    window=10, minimum_calls=4, failure_rate=0.7, slow_call_s=1.8, half_open_permits=2, open_s_max=3.0
+)
+SOURCE_BREAKER = BreakerSettings(window=10, minimum_calls=4, half_open_permits=2, open_s=0.5, open_s_max=3.0)
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -65,12 +72,8 @@ class Sizes:
     budget_s: float = 1.0
     source_timeout_s: float = 2.5
     at_once_max: int = 8
-    service_breaker: BreakerSettings = BreakerSettings(
-        window=10, minimum_calls=4, failure_rate=0.7, slow_call_s=1.8, half_open_permits=2, open_s_max=3.0
-    )
-    breaker: BreakerSettings = BreakerSettings(
-        window=10, minimum_calls=4, half_open_permits=2, open_s=0.5, open_s_max=3.0
-    )
+    service_breaker: BreakerSettings = SERVICE_BREAKER
+    breaker: BreakerSettings = SOURCE_BREAKER
 
 
 @dataclass
@@ -101,6 +104,8 @@ class Process(ABC):
         self.owner = around.owners(name)
         self.server: Server | None = None
         self.stopping = False
+        self.gone: Callable[[], None] = lambda: None
+        """Called when it has ended of its own accord."""
 
     def start(self) -> None:
         """Begin to come up."""
@@ -138,14 +143,11 @@ class Process(ABC):
     async def serve(self, server: Server) -> None:
         """Put the service together behind the server."""
 
-    async def drain(self) -> None:
+    async def drain(self) -> None:  # noqa: B027  Most have nothing to drain.
         """Take nothing new, finish what is begun."""
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027  Most have nothing to close.
         """Close what was opened."""
-
-    def gone(self) -> None:
-        """Called when it has ended of its own accord."""
 
 
 class Asking:
@@ -179,6 +181,20 @@ class _Port:
 RETRY = Retry.of(SERVICE_CONFIG)
 
 
+class Held(Worker):
+    """The real worker, whose memory is looked at."""
+
+    observer: Observer
+    limit: int
+
+    def offer(self, claims: Sequence[Claim]) -> None:
+        """Take applications, and say so when they are too many."""
+        super().offer(claims)
+        if self.waiting + len(self._working) > self.limit:
+            text = f"{self.waiting} wait and {len(self._working)} are under way in one replica"
+            self.observer.violate("memory_is_bounded", "", text)
+
+
 class Intake(Process):
     """services.intake.main.build, with the simulator's edges."""
 
@@ -208,7 +224,7 @@ class Intake(Process):
         self.estimate = Estimate(store.backlog, clock)
         port = _Port(bureau, scoring, pricing, around.observer)
         pipeline = Pipeline(port, port, port, store, clock, around.dice, information_days=14)
-        self.worker = Worker(
+        self.worker = Held(
             store,
             pipeline.decide_batch,
             clock,
@@ -220,6 +236,8 @@ class Intake(Process):
             settled=self._settled,
             report=self._report,
         )
+        # Beside what may be held: a claim under way, and what is being accepted.
+        self.worker.observer, self.worker.limit = around.observer, 3 * sizes.held_max
         self.servicer = IntakeServicer(
             store,
             self.worker,
@@ -233,7 +251,7 @@ class Intake(Process):
             accepts_waiting_max=64,
             queue_s_max=sizes.queue_s_max,
         )
-        add_IntakeServiceServicer_to_server(self.servicer, server)  # type: ignore[no-untyped-call]  # Generated.
+        add_IntakeServiceServicer_to_server(self.servicer, server.as_grpc)
         self.worker.start()
         self.watch.start()
 
@@ -289,7 +307,7 @@ class Bureau(Process):
             retry_s=1.0,
             brownouts={n: Brownout(guard, BrownoutSettings(), sizes.budget_s, clock) for n, guard in guards.items()},
         )
-        add_BureauServiceServicer_to_server(BureauServicer(self.gatherer), server)  # type: ignore[no-untyped-call]
+        add_BureauServiceServicer_to_server(BureauServicer(self.gatherer), server.as_grpc)
 
     async def close(self) -> None:
         """As the service does at its end."""
@@ -312,7 +330,7 @@ class Scoring(Process):
 
     async def serve(self, server: Server) -> None:
         """With the models that are shipped."""
-        add_ScoringServiceServicer_to_server(ScoringServicer(models(), self.clock), server)  # type: ignore[no-untyped-call]
+        add_ScoringServiceServicer_to_server(ScoringServicer(models(), self.clock), server.as_grpc)
 
 
 class Pricing(Process):
@@ -322,7 +340,7 @@ class Pricing(Process):
 
     async def serve(self, server: Server) -> None:
         """With the policy that is shipped."""
-        add_PricingServiceServicer_to_server(PricingServicer(policy(), self.clock), server)  # type: ignore[no-untyped-call]
+        add_PricingServiceServicer_to_server(PricingServicer(policy(), self.clock), server.as_grpc)
 
 
 SERVICES: Mapping[str, type[Process]] = {"intake": Intake, "bureau": Bureau, "scoring": Scoring, "pricing": Pricing}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 from lending.intake.v1 import intake_service_pb2 as pb
-from services.bureau.tables import metadata as bureau_tables
-from services.intake.tables import metadata as intake_tables
 
 from lab import history
 from lab.history import Acknowledged, Record, Recorder, Submitted, Violation
@@ -28,6 +27,8 @@ from lab.simulator.replica import SERVICES, Intake, Process, Sizes, Surroundings
 from lab.simulator.sources import PEOPLE, Sources, facts_of, population
 from loanmesh.runtime.errors import NotFound
 from services.bureau.profile import Answer
+from services.bureau.tables import metadata as bureau_tables
+from services.intake.tables import metadata as intake_tables
 
 FAULTS_OVER_S = 12.0
 """Faults begin within this time; callers come within it, too."""
@@ -146,7 +147,7 @@ class World:
         process = SERVICES[place.split("-")[0]](place, self.around)
         self.processes[place] = process
         if isinstance(process, Intake):
-            process.gone = lambda: self._left_behind(process)  # type: ignore[method-assign]  # The world looks on.
+            process.gone = functools.partial(self._left_behind, process)
         process.start()
         return process
 
@@ -353,7 +354,9 @@ class World:
             overtook = sum(created_at < other < decided_at for other in patient)
             # Who had to wait for evidence was overtaken for a good reason.
             if priority == pb.PRIORITY_INTERACTIVE and not deferrals and overtook > 2 * self.sizes.held_max:
-                yield Violation("urgent_goes_first", application_id, f"{overtook} of no urgency were decided before", ())
+                yield Violation(
+                    "urgent_goes_first", application_id, f"{overtook} of no urgency were decided before", ()
+                )
 
 
 def plan_identity(plan: Plan) -> str:
@@ -370,7 +373,7 @@ def simulate(seed: int, *, tracing: bool = False) -> Outcome:
 def _quiet(world: World) -> Iterator[None]:
     """Logs go into the trace. An error in them is a violation: services log one only where they met a bug."""
 
-    def capture(_: Any, level: str, event: dict[str, Any]) -> Any:
+    def capture(_: Any, level: str, event: MutableMapping[str, Any]) -> str:
         world.trace(f"log {level} {event}")
         if level == "error":
             world.violate("nothing_is_unexpected", "", f"logged {event}")
