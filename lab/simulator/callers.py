@@ -63,7 +63,8 @@ class Plan:
 
 
 @lru_cache(maxsize=200)
-def _application(kind: Kind, subject: int) -> bytes:
+def application_bytes(kind: Kind, subject: int) -> bytes:
+    """What a subject sends, serialised."""
     return json_format.ParseDict(population().application(kind, subject, EPOCH), pb.Application()).SerializeToString()
 
 
@@ -126,7 +127,7 @@ class Shop:
 
     async def _one(self, plan: Plan) -> None:
         await self._clock.sleep(plan.at)
-        application = pb.Application.FromString(_application(plan.kind, plan.subject))
+        application = pb.Application.FromString(application_bytes(plan.kind, plan.subject))
         application.priority = plan.priority
         if plan.without_consent:
             kept = [c for c in application.consents if c.source != plan.without_consent]

@@ -90,6 +90,7 @@ class VirtualLoop:
         """Seconds since the run began, everywhere the same."""
         self.handles = 0
         """Callbacks run so far."""
+        self.handles_max = HANDLES_MAX
         self.world = Node("world")
         self.current = self.world
         self.nodes = [self.world]
@@ -168,8 +169,8 @@ class VirtualLoop:
             if node.paused or not node.alive:
                 break
         self.current = self.world
-        if self.handles > HANDLES_MAX:
-            raise Stuck(f"{HANDLES_MAX} callbacks, the last for {node.name}, and no end")
+        if self.handles > self.handles_max:
+            raise Stuck(f"{self.handles_max} callbacks, the last for {node.name}, and no end")
 
     def _count_down(self, node: Node) -> None:
         """Between two awaits, wherever the process happens to be."""

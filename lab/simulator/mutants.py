@@ -39,7 +39,7 @@ from services.intake.ports import Case, Result
 from services.pricing import decide
 from services.pricing.evidence import evidence as evidence_of
 
-SEEDS = 600
+SEEDS = 1500
 """How many seeds a mutant may survive."""
 
 
