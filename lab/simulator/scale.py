@@ -42,7 +42,8 @@ T = TypeVar("T")
 REPLICAS = (1, 2, 5, 10, 20, 50, 100)
 BATCH_MAX = 64
 HELD_MAX = 256
-WARM_UP_S = 0.5
+WARM_UP_S = 1.0
+"""Virtual time until memory is full and all are busy."""
 MEASURED_S = 1.0
 
 
@@ -259,7 +260,7 @@ class Point:
     """Share of its writers' time, in [0, 1]."""
 
 
-def measure(replicas: int, costs: Costs) -> Point:
+def measure(replicas: int, costs: Costs, warm_up_s: float = WARM_UP_S, measured_s: float = MEASURED_S) -> Point:
     """Applications accepted and decided a second by so many replicas."""
     loop = VirtualLoop(random.Random(replicas))
     server = DatabaseServer("scale", blank(metadata, ""), loop, random.Random(1), _Nobody(), inline=True)
@@ -270,19 +271,19 @@ def measure(replicas: int, costs: Costs) -> Point:
     async def main() -> float:
         loop_ = asyncio.get_running_loop()
         running = [loop_.create_task(Replica(number, loop, store, costs, decided).run()) for number in range(replicas)]
-        await clock.sleep(WARM_UP_S)
+        await clock.sleep(warm_up_s)
         busy_before_s = store.busy_s
-        await clock.sleep(MEASURED_S)
+        await clock.sleep(measured_s)
         for task in running:
             task.cancel()
         return store.busy_s - busy_before_s
 
     loop.handles_max = sys.maxsize  # Much happens here, because there is much to do.
-    busy_s = loop.run_until(loop.spawn(loop.world, main()), WARM_UP_S + MEASURED_S + 1)
+    busy_s = loop.run_until(loop.spawn(loop.world, main()), warm_up_s + measured_s + 1)
     loop.end()
     server.close()
-    within = sum(WARM_UP_S <= at < WARM_UP_S + MEASURED_S for at in decided)
-    return Point(replicas, within / MEASURED_S, min(1.0, busy_s / MEASURED_S / costs.writers))
+    within = sum(warm_up_s <= at < warm_up_s + measured_s for at in decided)
+    return Point(replicas, within / measured_s, min(1.0, busy_s / measured_s / costs.writers))
 
 
 def limit_of(points: Sequence[Point]) -> Point:
