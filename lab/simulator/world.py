@@ -175,7 +175,7 @@ class World:
                 process = self.processes[fault.whom]
                 if process.node.alive:
                     if fault.how:
-                        process.node.dies_in = int(fault.how)
+                        process.node.die_after(int(fault.how))
                     else:
                         process.kill()
                 await ends.wait()
@@ -184,10 +184,10 @@ class World:
                     self.start(fault.whom)
             case "pause":
                 node = self.processes[fault.whom].node
-                node.freezes_in = int(fault.how)
+                node.freeze_after(int(fault.how))
                 while not node.paused and not ends.is_set():
                     await clock.sleep(0.02)
-                node.freezes_in = None
+                node.freeze_after(None)
                 if node.paused:
                     await clock.sleep(fault.lasts_s)
                 node.paused = False
