@@ -15,11 +15,26 @@ import polars as pl
 YEAR = dt.timedelta(days=365)
 
 
+class CannotReadInvoices(OSError):
+    """The invoices are not there, or are none; the text names the file."""
+
+
 def read_invoices(folder: Path) -> pl.DataFrame:
-    """The invoices of all firms. Raises FileNotFoundError."""
-    return pl.read_parquet(folder / "cn_sme_invoices.parquet").with_columns(
-        pl.col("firm", "dir", "grp").cast(pl.String), pl.col("amount").cast(pl.Float64)
-    )
+    """The invoices of all firms. Raises CannotReadInvoices."""
+    file = folder / "cn_sme_invoices.parquet"
+    try:
+        invoices = pl.read_parquet(file).with_columns(
+            pl.col("firm", "dir", "grp").cast(pl.String),
+            pl.col("amount").cast(pl.Float64),
+            pl.col("date").cast(pl.Datetime("us")),
+            pl.col("valid").cast(pl.Boolean),
+            pl.col("cpty"),
+        )
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise CannotReadInvoices(f"{file}: {str(error).splitlines()[0]}") from error
+    if invoices.is_empty():
+        raise CannotReadInvoices(f"{file}: holds no invoices")
+    return invoices
 
 
 def tax_facts(invoices: pl.DataFrame) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ from aiohttp import web
 from lab.identity import PERSONS_MAX, REAL_FIRMS_FROM, firm_index, person_index
 from lab.population import SOURCES, Kind, Population
 from loanmesh.runtime.clock import Clock, SystemClock
+from loanmesh.runtime.supervised import end_with_supervisor
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     clock = SystemClock()
     sandbox = Sandbox(Population(arguments.seed), arguments.state, clock, random.Random(arguments.seed))
     if arguments.data:
-        await asyncio.to_thread(sandbox.read_real_firms, arguments.data)
+        try:
+            await asyncio.to_thread(sandbox.read_real_firms, arguments.data)
+        except (OSError, ImportError) as error:
+            raise SystemExit(f"sandbox: cannot read the invoices: {error}") from error
     runner = web.AppRunner(sandbox.app(), access_log=None, shutdown_timeout=1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", arguments.port)
@@ -240,6 +244,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    end_with_supervisor(stopping.set)
     await stopping.wait()
     await runner.cleanup()
 

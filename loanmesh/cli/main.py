@@ -1,6 +1,6 @@
 """The `loanmesh` command: thin, over the client library.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or file, 3 mesh not reachable, 4 refused by the mesh.
+Exit codes: 0 done, 1 failed, 2 wrong usage, file or setting, 3 mesh not reachable, 4 refused, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
-from google.protobuf import json_format
 from rich.console import Console
 from rich.markup import escape
 
@@ -28,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Decides loan applications. Start with `loanmesh demo`, or `loanmesh up` and `loanmesh submit FILE`.",
 )
-FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
 PATIENCE_S = 5.0
 """How long a person at a prompt waits for a mesh that is away."""
 T = TypeVar("T")
@@ -55,9 +53,21 @@ def _say(json_: bool) -> Console:
     return Console(stderr=json_, highlight=False)
 
 
+def _check_state(console: Console, state: Path) -> None:
+    """End with 2 where the folder cannot be made or written."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=state):
+            pass
+    except OSError as error:
+        why = "it is no folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        console.print(f"[red]--state[/] {escape(str(state))} cannot be used: {why}", soft_wrap=True)
+        raise typer.Exit(USAGE) from error
+
+
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; turn what went wrong into one line and an exit code."""
-    from loanmesh.client import CallFailed, Unreachable
+    from loanmesh.client import CallFailed, Overloaded, Unreachable
 
     complain = Console(stderr=True, highlight=False)
     try:
@@ -67,42 +77,26 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         for field, rule in error.violations:
             complain.print(f"  {escape(field)}: {escape(rule)}")
         raise typer.Exit(REFUSED) from error
+    except Overloaded as error:
+        complain.print(f"[red]too busy[/]: {escape(str(error))}; send it again with the same --request-id")
+        raise typer.Exit(UNREACHABLE) from error
     except Unreachable as error:
         complain.print(
             f"[red]not reachable[/]: {error}; is the mesh up? `loanmesh up` starts one, --address names another"
         )
         raise typer.Exit(UNREACHABLE) from error
     except KeyboardInterrupt as error:
-        raise typer.Exit(130) from error
+        raise typer.Exit(INTERRUPTED) from error
 
 
 def _read_application(path: Path) -> Any:
-    from lending.intake.v1.intake_service_pb2 import Application
+    from loanmesh.cli.application_file import BadFile, read_application
 
-    complain = Console(stderr=True, highlight=False)
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        read = json.loads(text)
-        if not isinstance(read, dict):
-            raise json_format.ParseError(f"an application is a JSON object, not {type(read).__name__}")
-        return json_format.ParseDict(read, Application())
-    except json.JSONDecodeError as error:
-        complain.print(f"[red]{path}:{error.lineno}:{error.colno}[/]: {error.msg}; nothing was sent")
-    except json_format.ParseError as error:
-        line, column = _where(text, str(error))
-        complain.print(f"[red]{path}:{line}:{column}[/]: {escape(str(error))}; nothing was sent")
-    except (OSError, UnicodeDecodeError) as error:
-        complain.print(f"[red]{path}[/]: {error}; nothing was sent")
-    raise typer.Exit(USAGE)
-
-
-def _where(text: str, complaint: str) -> tuple[int, int]:
-    """Line and column of the first field that a complaint names in quotes; the start where it names none."""
-    for word in complaint.replace("'", '"').split('"')[1::2]:
-        at = text.find(f'"{word.split(".")[-1]}"')
-        if at >= 0:
-            return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-    return 1, 1
+        return read_application(path)
+    except BadFile as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(str(error))}[/]; nothing was sent")
+        raise typer.Exit(USAGE) from error
 
 
 @app.command()
@@ -112,34 +106,64 @@ def up(
     port_base: Annotated[
         int, typer.Option(envvar="LOANMESH_PORT_BASE", help="First of five consecutive ports.")
     ] = 7401,
+    replicas: Annotated[
+        list[str] | None, typer.Option(help="How many of each service, e.g. intake=2,bureau=2. May be repeated.")
+    ] = None,
+    database: Annotated[
+        str,
+        typer.Option(
+            envvar="LOANMESH_DATABASE",
+            help="`postgres` starts one in the state folder; `postgresql://...` names one; else SQLite files.",
+        ),
+    ] = "",
     json_: Json = False,
 ) -> None:
     """Run the whole mesh on this machine until Ctrl-C; a second `up` on the same state goes on where the first ended.
 
-    Example: `loanmesh up --state ./var --port-base 7501`
+    Example: `loanmesh up --state ./var --port-base 7501 --replicas intake=2,bureau=2 --database postgres`
     """
-    from loanmesh.cli.mesh import CannotStart, Mesh, ports_from
+    from loanmesh.cli.mesh import OWN_POSTGRES, CannotStart, Mesh, ports_from, read_replicas
     from loanmesh.runtime.clock import SystemClock
+    from loanmesh.runtime.supervised import end_with_supervisor
 
     console = _say(json_)
+    _check_state(console, state)
     if not 1 <= port_base <= 65531:
         console.print("[red]--port-base[/] must be 1 to 65531")
         raise typer.Exit(USAGE)
+    if database and database != OWN_POSTGRES and not database.startswith(("postgresql://", "postgres://")):
+        console.print(f"[red]--database[/] must be {OWN_POSTGRES} or postgresql://..., not {escape(database)!r}")
+        raise typer.Exit(USAGE)
+    try:
+        counts = read_replicas(replicas or [])
+    except ValueError as error:
+        console.print(f"[red]--replicas[/] {escape(str(error))}")
+        raise typer.Exit(USAGE) from error
 
     async def serve() -> None:
-        mesh = Mesh(
-            state, data, ports_from(port_base), SystemClock(), lambda line: console.print(f"[dim]{escape(line)}[/]")
-        )
+        try:
+            mesh = Mesh(
+                state,
+                data,
+                ports_from(port_base),
+                SystemClock(),
+                lambda line: console.print(f"[dim]{escape(line)}[/]"),
+                replicas=counts,
+                database=database,
+            )
+        except CannotStart as error:
+            console.print(f"[red]cannot start[/]: {escape(str(error))}")
+            raise typer.Exit(FAILED) from error
         stopping = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        end_with_supervisor(stopping.set)
         try:
-            await mesh.start()
+            await _unless(stopping, mesh.start())
             if json_:
                 print(json.dumps(mesh.ready_line()), flush=True)
             else:
-                for part in mesh.parts.values():
-                    console.print(f"  {part.name:8} {part.address}  pid {part.process.pid if part.process else '-'}")
+                console.print(_replica_lines(mesh.ready_line()))
                 console.print(f"[green]ready[/]; state in {state}. Try: loanmesh submit FILE. Ctrl-C stops.")
             await stopping.wait()
             console.print("stopping ...")
@@ -150,6 +174,56 @@ def up(
             await mesh.stop()
 
     _run(serve())
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, but leave it and exit with 130 when asked to stop before it is done."""
+    working, asked = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((working, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not working.done():
+        working.cancel()
+        await asyncio.wait((working,))
+        raise typer.Exit(INTERRUPTED)
+    await working
+
+
+@app.command()
+def scale(
+    replicas: Annotated[list[str] | None, typer.Argument(help="SERVICE=N, several if you like.")] = None,
+    state: State = _default_state(),  # noqa: B008  A path, computed once a process.
+    json_: Json = False,
+) -> None:
+    """Add or remove replicas of a running mesh, while it works; without arguments, show what runs.
+
+    Example: `loanmesh scale intake=3 bureau=2`
+    """
+    from loanmesh.cli import control
+    from loanmesh.cli.mesh import read_replicas
+
+    complain = Console(stderr=True, highlight=False)
+    try:
+        answer = _run(control.ask(state, read_replicas(replicas or [])))
+    except ValueError as error:
+        complain.print(f"[red]SERVICE=N[/] {escape(str(error))}")
+        raise typer.Exit(USAGE) from error
+    except control.NoMesh as error:
+        complain.print(f"[red]not reachable[/]: {escape(str(error))}; `loanmesh up` starts one, --state names another")
+        raise typer.Exit(UNREACHABLE) from error
+    if json_:
+        print(json.dumps(answer))
+    else:
+        _say(False).print(_replica_lines(answer))
+    if "error" in answer:
+        complain.print(f"[red]not scaled[/]: {escape(str(answer['error']))}")
+        raise typer.Exit(FAILED)
+
+
+def _replica_lines(ready: dict[str, Any]) -> str:
+    rows = [
+        f"  {one['name']:10} {one['address']}  pid {one['pid']}" for all_ in ready["replicas"].values() for one in all_
+    ]
+    return "\n".join([*rows, f"  all of intake, those to come too: {ready['targets']['intake']}"])
 
 
 @app.command()
@@ -269,27 +343,26 @@ def list_(
     if json_:
         print(show.as_json(found))
         return
-    rows = [
-        (a.name, show.state_of(a), a.decision.grade, f"{a.loan.amount_fen / 100:,.0f}", show.time_of(a.create_time))
-        for a in found.applications
-    ]
-    console = _say(False)
-    console.print(show.table("", ("application", "state", "grade", "asked, CNY", "stored"), rows))
+    show.applications(_say(False), found.applications)
     if found.next_page_token:
-        console.print(f"more: --page {found.next_page_token}")
+        # Plain, so that it stays whole: it is to be copied.
+        print(f"more: --page {found.next_page_token}")
 
 
 @app.command()
 def explain(
     name: Name,
     schedules: Annotated[bool, typer.Option("--schedules", help="Add each offer's instalments.")] = False,
+    language: Annotated[Literal["zh", "en", "both"], typer.Option(help="In which language.")] = "both",
     address: Address = INTAKE,
     json_: Json = False,
 ) -> None:
     """Say why an application was decided so, with the sources.
 
-    Example: `loanmesh explain lenders/demo/applications/0192... --schedules`
+    Example: `loanmesh explain lenders/demo/applications/0192... --schedules --language zh`
     """
+    from functools import partial
+
     from loanmesh.cli import show
     from loanmesh.client import Client
 
@@ -297,7 +370,26 @@ def explain(
         async with Client(address, patience_s=PATIENCE_S) as client:
             return await client.explain(name, schedules=schedules)
 
-    _print(_run(work()), json_, show.explanation)
+    _print(_run(work()), json_, partial(show.explanation, language=language))
+
+
+@app.command()
+def replay(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
+    """Decide once more from the stored evidence, and say whether the same comes out. Ends with 1 where it does not.
+
+    Example: `loanmesh replay lenders/demo/applications/0192...`
+    """
+    from loanmesh.cli import show
+    from loanmesh.client import Client
+
+    async def work() -> Any:
+        async with Client(address, patience_s=PATIENCE_S) as client:
+            return await client.replay(name)
+
+    found = _run(work())
+    _print(found, json_, show.replay)
+    if not found.same:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -348,6 +440,28 @@ def accept(
     _print(_run(work()), json_, show.application)
 
 
+@app.command()
+def settings(
+    service: Annotated[str, typer.Argument(help="intake, bureau, scoring or pricing")],
+    json_: Json = False,
+) -> None:
+    """Print every setting of a service as a start from here would read it: name, value, what it does. Secrets masked.
+
+    Example: `loanmesh settings intake`
+    """
+    from dataclasses import asdict
+
+    from loanmesh.cli import knobs
+
+    if service not in knobs.SECTIONS:
+        raise typer.BadParameter(f"must be one of {', '.join(knobs.SECTIONS)}")
+    lines = knobs.in_force(service)
+    if json_:
+        print(json.dumps([asdict(line) for line in lines], ensure_ascii=False))
+    else:
+        knobs.show(_say(False), lines)
+
+
 @app.command("decide-firms")
 def decide_firms(
     data: Annotated[Path, typer.Argument(help="Folder of the real data sets.")],
@@ -366,23 +480,34 @@ def decide_firms(
     """
     from loanmesh.cli import firms as firms_
     from loanmesh.cli.mesh import CannotStart, Mesh, free_ports
+    from loanmesh.cli.stages import Stages, ask_stages
     from loanmesh.client import Client
     from loanmesh.runtime.clock import SystemClock
 
     console = _say(json_)
     clock = SystemClock()
     folder = data.resolve()
+    stages = Stages()
+    if out:
+        try:
+            firms_.check_writable(out)
+        except OSError as error:
+            console.print(f"[red]--out[/] cannot be written: {escape(str(out))}: {error.strerror}; nothing was sent")
+            raise typer.Exit(USAGE) from error
 
     async def on(intake: str, source: str) -> Any:
         await firms_.teach(source, folder)
         started = clock.monotonic()
         async with Client(intake, patience_s=patience) as client:
-            decided = await firms_.decide_firms(console, client, codes, amount * 100, term, clock)
-        return decided, clock.monotonic() - started
+            decided = await firms_.decide_firms(console, client, codes, amount * 100, term, clock, stages)
+            took_s = clock.monotonic() - started
+            await ask_stages(client, decided, stages)
+        return decided, took_s
 
     async def work() -> Any:
         if address:
             return await on(address, sandbox)
+        _check_state(console, state)
         mesh = Mesh(state, data, free_ports(), clock, lambda line: console.print(f"[dim]{escape(line)}[/]"))
         try:
             console.print("no --address: starting a mesh for this ...")
@@ -403,14 +528,18 @@ def decide_firms(
     except OSError as error:
         console.print(f"[red]not reachable[/]: the sandbox at {sandbox}: {error}")
         raise typer.Exit(UNREACHABLE) from error
-    if out:
-        firms_.write_csv(out, decided)
-        console.print(f"wrote {out}")
-    firms_.report(console, decided, took_s)
+    firms_.report(console, decided, took_s, stages)
     if json_:
         from loanmesh.cli import show
 
         print(json.dumps({firm: json.loads(show.as_json(a)) for firm, a in decided.items()}, ensure_ascii=False))
+    if out:
+        try:
+            firms_.write_csv(out, decided)
+        except OSError as error:
+            console.print(f"[red]--out[/] could not be written: {escape(str(out))}: {error.strerror}")
+            raise typer.Exit(FAILED) from error
+        console.print(f"wrote {escape(str(out))}", soft_wrap=True)
 
 
 def _print(message: Any, json_: bool, show_: Any) -> None:

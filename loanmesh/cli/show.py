@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -21,6 +21,17 @@ MARKS = {
     Reason.EFFECT_DECLINE: "✗", Reason.EFFECT_REDUCE: "↓", Reason.EFFECT_NEAR_MISS: "~", Reason.EFFECT_ADVERSE: "-",
     Reason.EFFECT_FAVOURABLE: "+", Reason.EFFECT_DEFER: "…", Reason.EFFECT_WAIVED: "○",
 }  # fmt: skip
+
+Language = Literal["zh", "en", "both"]
+ZH = {
+    "funding": "资金成本", "expected_loss": "预期损失", "operating_cost": "运营成本", "capital": "资本成本",
+    "margin": "利润", "market_bound": "上下限调整", "evidence": "证据", "model": "模型", "policy": "政策",
+    "central_bank": "央行征信", "tax": "税务发票", "registry": "工商登记", "court": "法院执行信息",
+    "bank_flow": "银行流水",
+    "fresh": "最新", "stale": "较旧", "missing": "缺失", "no_consent": "未授权", "not_found": "无记录",
+    "month": "期数", "payment": "还款额", "principal": "本金", "interest": "利息", "balance": "剩余本金",
+}  # fmt: skip
+"""What the frame of an explanation says, in Chinese."""
 
 
 def as_json(message: Message) -> str:
@@ -69,32 +80,66 @@ def application(console: Console, one: pb.Application) -> None:
             console.print(f"  decided   {', '.join(one.decision.degradations)}")
 
 
-def explanation(console: Console, answer: pb.ExplainDecisionResponse, every: bool = True) -> None:
-    """Why, in both languages, with the sources."""
-    console.print(f"[bold]{escape(answer.summary_zh)}[/]")
-    console.print(escape(answer.summary_en))
+def applications(console: Console, many: Iterable[pb.Application]) -> None:
+    """One line each. Names are to be copied: a narrow terminal wraps the line, and nothing is ever cut."""
+    rows = [("application", "state", "grade", "asked, CNY", "stored")]
+    rows += [
+        (a.name, state_of(a), a.decision.grade, f"{a.loan.amount_fen / 100:,.0f}", time_of(a.create_time)) for a in many
+    ]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.print(line.rstrip(), soft_wrap=True, markup=False)
+
+
+def explanation(
+    console: Console, answer: pb.ExplainDecisionResponse, every: bool = True, language: Language = "both"
+) -> None:
+    """Why, with the sources. In Chinese alone the frame is Chinese too."""
+
+    def said(word: str) -> str:
+        return ZH.get(word, word) if language == "zh" else word
+
+    def told(zh: str, en: str, between: str) -> str:
+        return escape({"zh": zh, "en": en, "both": f"{zh}{between}{en}"}[language])
+
+    console.print(told(answer.summary_zh, answer.summary_en, "\n"))
     for reason in answer.decision.reasons if every else list(answer.decision.reasons)[:6]:
         law = f" [dim]{escape(reason.authority)}[/]" if reason.authority else ""
         weight = f" ({reason.contribution:+.2f})" if reason.kind == Reason.KIND_SCORE_FACTOR else ""
-        console.print(
-            f"  {MARKS.get(reason.effect, ' ')} {escape(reason.text_zh)} | {escape(reason.text_en)}{weight}{law}"
-        )
+        text = told(reason.text_zh, reason.text_en, " | ")
+        console.print(f"  {MARKS.get(reason.effect, ' ')} {text}{weight}{law}")
     for offer in answer.decision.offers:
-        lines = " + ".join(f"{c.component} {c.rate_ppm / 1e4:.2f} %" for c in offer.rate_components)
+        lines = " + ".join(f"{said(c.component)} {c.rate_ppm / 1e4:.2f} %" for c in offer.rate_components)
         console.print(f"  {offer.offer_id}: {offer.apr_ppm / 1e4:.2f} % = {lines}")
     if every:
         sources = ", ".join(
-            f"{r.source} {type(r).State.Name(r.state).removeprefix('STATE_').lower()}" for r in answer.profile.reports
+            f"{said(r.source)} {said(type(r).State.Name(r.state).removeprefix('STATE_').lower())}"
+            for r in answer.profile.reports
         )
-        console.print(f"  evidence: {sources}")
-        console.print(f"  model {answer.score.model} ({answer.score.model_hash[:12]}),"
-                      f" policy {answer.pricing.policy} ({answer.pricing.policy_hash[:12]})")  # fmt: skip
+        console.print(f"  {said('evidence')}: {sources}")
+        console.print(f"  {said('model')} {answer.score.model} ({answer.score.model_hash[:12]}),"
+                      f" {said('policy')} {answer.pricing.policy} ({answer.pricing.policy_hash[:12]})")  # fmt: skip
     for schedule in answer.schedules:
-        table = Table(f"{schedule.offer_id} month", "payment", "principal", "interest", "balance", box=None)
+        columns = (said(word) for word in ("payment", "principal", "interest", "balance"))
+        table = Table(f"{schedule.offer_id} {said('month')}", *columns, box=None)
         for row in schedule.instalments:
             amounts = (row.payment_fen, row.principal_fen, row.interest_fen, row.balance_fen)
             table.add_row(str(row.number), *(f"{a / 100:,.2f}" for a in amounts))
         console.print(table)
+
+
+def replay(console: Console, answer: pb.ReplayDecisionResponse) -> None:
+    """Whether a decision came out the same, and what differs."""
+    model, policy = (
+        f"{answer.stored.model} ({answer.model_hash[:12]})",
+        f"{answer.stored.policy} ({answer.policy_hash[:12]})",
+    )
+    if answer.same:
+        console.print(f"[green]the same[/] to the last digit: grade {answer.stored.grade}, PD {answer.stored.pd:.4%}")
+    else:
+        console.print(f"[red]differs[/] in: {', '.join(answer.differences)}")
+    console.print(f"  model {model}, policy {policy}")
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:

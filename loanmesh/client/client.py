@@ -114,10 +114,8 @@ class Client:
         ends_at = self._clock.monotonic() + deadline_s
         key = request_id or self._new_id()
         application = await self._submit(application, key, min(WAIT_S_MAX, deadline_s), deadline_s)
-        while application.state not in DECIDED | WAITS_FOR_PEOPLE:
-            left_s = ends_at - self._clock.monotonic()
-            if left_s <= 0:
-                break
+        left_s = ends_at - self._clock.monotonic()
+        if application.state not in DECIDED | WAITS_FOR_PEOPLE and left_s > 0:
             with contextlib.suppress(TimeoutError, Unreachable):  # It is stored: what was seen last is an answer.
                 async with asyncio.timeout(left_s), contextlib.aclosing(self.watch(application.name)) as changes:
                     async for application in changes:
@@ -204,6 +202,10 @@ class Client:
         """Why it was decided so."""
         request = pb.ExplainDecisionRequest(name=name, include_schedules=schedules)
         return await self._ask(transport.EXPLAIN, request, deadline_s)
+
+    async def replay(self, name: str, *, deadline_s: float | None = None) -> pb.ReplayDecisionResponse:
+        """Whether deciding once more from the stored evidence gives the same."""
+        return await self._ask(transport.REPLAY, pb.ReplayDecisionRequest(name=name), deadline_s)
 
     async def history(self, name: str, *, deadline_s: float | None = None) -> pb.ListEventsResponse:
         """What happened to it."""

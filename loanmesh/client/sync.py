@@ -130,6 +130,10 @@ class SyncClient:
         """See Client.explain."""
         return self._run(self._client.explain(name, schedules=schedules, deadline_s=deadline_s))
 
+    def replay(self, name: str, *, deadline_s: float | None = None) -> pb.ReplayDecisionResponse:
+        """See Client.replay."""
+        return self._run(self._client.replay(name, deadline_s=deadline_s))
+
     def history(self, name: str, *, deadline_s: float | None = None) -> pb.ListEventsResponse:
         """See Client.history."""
         return self._run(self._client.history(name, deadline_s=deadline_s))

@@ -52,6 +52,7 @@ GET = Method("GetApplication", pb.GetApplicationRequest, pb.GetApplicationRespon
 LIST = Method("ListApplications", pb.ListApplicationsRequest, pb.ListApplicationsResponse)
 WATCH = Method("WatchApplication", pb.WatchApplicationRequest, pb.WatchApplicationResponse)
 EXPLAIN = Method("ExplainDecision", pb.ExplainDecisionRequest, pb.ExplainDecisionResponse)
+REPLAY = Method("ReplayDecision", pb.ReplayDecisionRequest, pb.ReplayDecisionResponse)
 HISTORY = Method("ListEvents", pb.ListEventsRequest, pb.ListEventsResponse)
 ACCEPT = Method("AcceptOffer", pb.AcceptOfferRequest, pb.AcceptOfferResponse)
 WITHDRAW = Method("WithdrawApplication", pb.WithdrawApplicationRequest, pb.WithdrawApplicationResponse)

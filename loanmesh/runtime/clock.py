@@ -26,12 +26,23 @@ class Clock(Protocol):
         ...
 
 
+JUMP = "LOANMESH_CLOCK_JUMP"
+"""For fault tests only. `after_s:by_s` in the environment makes the time of day jump: `5:-3600` sets it back an hour
+five seconds after the start."""
+
+
 class SystemClock:
-    """The machine's clock."""
+    """The machine's clock; its time of day jumps where LOANMESH_CLOCK_JUMP says so."""
+
+    def __init__(self) -> None:
+        after_s, _, by_s = os.environ.get(JUMP, "inf:0").partition(":")
+        self._jumps_at = time.monotonic() + float(after_s)
+        self._jumps_by = dt.timedelta(seconds=float(by_s))
 
     def now(self) -> dt.datetime:
         """The time of day, UTC, aware."""
-        return dt.datetime.now(dt.UTC)
+        now = dt.datetime.now(dt.UTC)
+        return now if time.monotonic() < self._jumps_at else now + self._jumps_by
 
     def monotonic(self) -> float:
         """Seconds since some start."""

@@ -9,11 +9,13 @@ dialects differ: `{now}` (the database's clock, seconds since 1970), `{skip_lock
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -71,6 +73,8 @@ async def open_database(url: str) -> Database:
 _SQLITE_WORDS = {"{now}": "((julianday('now') - 2440587.5) * 86400.0)", "{skip_locked}": "", "{for_update}": ""}
 _Job = tuple[Callable[[], Script[Any]], "asyncio.Future[Any]"]
 _GROUP_MAX = 256
+BUSY_S = 10.0
+"""How long a writer waits for other processes on the same file, seconds. Beyond, the callers are told to come again."""
 
 
 class SqliteDatabase:
@@ -87,8 +91,8 @@ class SqliteDatabase:
         self._thread.start()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
+        connection = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         return connection
 
@@ -162,6 +166,16 @@ class SqliteDatabase:
         self._loop.call_soon_threadsafe(set_all)
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # The one statement that does not wait for its turn by itself: several replicas may open a new file at once.
+    for _ in range(int(BUSY_S / 0.05)):
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        time.sleep(0.05)
+    connection.execute("PRAGMA journal_mode=WAL")
+
+
 def drive(script: Script[T], execute: Callable[[Statement], list[Row]]) -> T:
     """Run a script to its end with `execute` for each statement it yields."""
     try:
@@ -198,12 +212,15 @@ _POSTGRES_WORDS = {
     "{skip_locked}": "FOR UPDATE SKIP LOCKED",
     "{for_update}": "FOR UPDATE",
 }
-_UNREACHABLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+_COME_AGAIN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
+"""What may pass by itself: a broken connection, a server that stops or starts, no space, a confused driver ..."""
 _OUR_MISTAKES = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.SyntaxOrAccessError)
-"""What no later try would mend; all else is a database that cannot serve us now, whatever its reason."""
+"""... but not what no later try would mend."""
 _AT_ONCE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 """Somebody else came first; nothing is wrong, and the same script passes when it is run again."""
 _RUNS_MAX = 5
+ACQUIRE_S = 10.0
+"""How long a caller waits for a free connection, seconds."""
 
 
 class PostgresDatabase:
@@ -219,22 +236,24 @@ class PostgresDatabase:
             pool = await asyncpg.create_pool(
                 url, min_size=1, max_size=connections, command_timeout=10, server_settings={"synchronous_commit": "on"}
             )
-        except _UNREACHABLE as error:
+        except _COME_AGAIN as error:
             raise DependencyDown(f"PostgreSQL does not answer: {type(error).__name__}") from error
         return cls(pool)
 
     async def run(self, script: Callable[[], Script[T]]) -> T:
         """Run a script in one transaction."""
-        for run in range(1, _RUNS_MAX + 1):
-            try:
-                async with self._pool.acquire(timeout=10) as connection, connection.transaction():
-                    return await self._drive(connection, script())
-            except _OUR_MISTAKES:
-                raise
-            except _UNREACHABLE as error:
-                if not isinstance(error, _AT_ONCE) or run == _RUNS_MAX:
-                    raise DependencyDown(f"the database cannot be written: {type(error).__name__}") from error
-        raise AssertionError("the last run returns or raises")
+
+        async def use(connection: Any) -> T:
+            for run in itertools.count(1):
+                try:
+                    async with connection.transaction():
+                        return await self._drive(connection, script())
+                except _AT_ONCE:
+                    if run == _RUNS_MAX:
+                        raise
+            raise AssertionError("the last run returns or raises")
+
+        return await self._with_connection("written", use)
 
     async def _drive(self, connection: Any, script: Script[T]) -> T:
         try:
@@ -247,13 +266,31 @@ class PostgresDatabase:
 
     async def read(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
         """Read committed rows."""
+
+        async def use(connection: Any) -> list[Row]:
+            return [tuple(row) for row in await connection.fetch(_postgres_text(sql), *params)]
+
+        return await self._with_connection("read", use)
+
+    async def _with_connection(self, what: str, use: Callable[[Any], Awaitable[T]]) -> T:
         try:
-            async with self._pool.acquire(timeout=10) as connection:
-                return [tuple(row) for row in await connection.fetch(_postgres_text(sql), *params)]
+            connection = await self._pool.acquire(timeout=ACQUIRE_S)
+            # A caller that is cancelled leaves it running to its end: cancelled in the middle of a statement, the
+            # driver now and then gives a connection back to the pool that is still busy with it.
+            return await asyncio.shield(asyncio.create_task(self._use(connection, use)))
         except _OUR_MISTAKES:
             raise
-        except _UNREACHABLE as error:
-            raise DependencyDown(f"the database cannot be read: {type(error).__name__}") from error
+        except _COME_AGAIN as error:
+            raise DependencyDown(f"the database cannot be {what}: {type(error).__name__}") from error
+
+    async def _use(self, connection: Any, use: Callable[[Any], Awaitable[T]]) -> T:
+        try:
+            return await use(connection)
+        except asyncpg.InternalClientError:
+            connection.terminate()  # Nobody knows what it is in the middle of.
+            raise
+        finally:
+            await self._pool.release(connection)
 
     async def close(self) -> None:
         """Close the pool."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from alembic.config import Config
 from alembic.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, pool
+from sqlalchemy import Connection, Engine, create_engine, event, pool
 from sqlalchemy.ext.asyncio import create_async_engine
 
 
@@ -38,7 +38,7 @@ def _run(url: str, package: str, steps: object) -> None:
 
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        with create_engine(url, poolclass=pool.NullPool).begin() as connection:
+        with _sqlite_engine(url).begin() as connection:
             migrate(connection)
     else:
         import asyncio
@@ -54,3 +54,13 @@ def _run(url: str, package: str, steps: object) -> None:
             await engine.dispose()
 
         asyncio.run(over_asyncpg())
+
+
+def _sqlite_engine(url: str) -> Engine:
+    """One whose transactions hold the write lock from their first word, and change tables whole or not at all.
+
+    Two replicas that start at once must not both create the tables; one that is killed must not leave half of them.
+    """
+    engine = create_engine(url, poolclass=pool.NullPool, connect_args={"timeout": 30, "isolation_level": None})
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
@@ -22,8 +23,10 @@ from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
 from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.profile import profiled
+from loanmesh.runtime.setting_rules import refusing
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
+from loanmesh.runtime.supervised import end_with_supervisor
 from loanmesh.runtime.validation import violations
 from loanmesh.runtime.vitals import Vitals
 
@@ -50,8 +53,9 @@ class Service:
 C = TypeVar("C", bound=ServiceSettings)
 
 
+@refusing()
 def run(name: str, settings_class: type[C], build: Callable[[C, Clock], Awaitable[Service]]) -> None:
-    """Run a service until SIGTERM or SIGINT. Ends with 2 on wrong settings and with 1 where it cannot listen."""
+    """Run a service until SIGTERM or SIGINT. Ends with 2 on wrong settings, with 1 where it cannot listen or reach."""
     settings = load(settings_class)
     owner = new_owner(name)
     telemetry.start_telemetry(name, owner, settings.telemetry)
@@ -72,6 +76,7 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    end_with_supervisor(stopping.set)
     service = await build(settings, clock)
     server = make_server(settings.server, clock)
     for add, servicer in service.registrations:
@@ -177,7 +182,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                     except Exception as error:  # noqa: BLE001  The one edge where a bug becomes a status.
                         await call.bug(error)
 
-            return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+            return grpc.unary_unary_rpc_method_handler(
+                unary, _or_malformed(handler.request_deserializer), handler.response_serializer
+            )
         behaviour = handler.unary_stream
 
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
@@ -193,7 +200,23 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                 except Exception as error:  # noqa: BLE001  The same edge, for streams.
                     await call.bug(error)
 
-        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_stream_rpc_method_handler(
+            stream, _or_malformed(handler.request_deserializer), handler.response_serializer
+        )
+
+
+_MALFORMED = object()
+"""Stands for bytes that are no message. gRPC itself would answer UNKNOWN with the inner error's text."""
+
+
+def _or_malformed(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read_or_not(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError:
+            return _MALFORMED
+
+    return read_or_not
 
 
 class _Call:
@@ -239,6 +262,8 @@ class _Call:
             await self._context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was begun"
             )
+        if request is _MALFORMED:
+            raise InvalidRequest(("request", "the bytes are no message of the type that this method takes"))
         if found := violations(request):
             raise InvalidRequest(*found)
 

@@ -1,26 +1,29 @@
 """Settings: read once at start from environment and file, frozen, passed down in parts.
 
 Order of strength: environment (`INTAKE_SERVER__LISTEN`), then the YAML file named by `LOANMESH_CONFIG` under the
-service's name, then defaults. Unknown names stop the start.
+service's name, then defaults. Unknown names and values that cannot be stop the start, named, with what is allowed.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from loanmesh.runtime.knobs import knobs, names
+from loanmesh.runtime.setting_file import FILE, section
+from loanmesh.runtime.setting_rules import Listen, Must, WrongSetting, is_host_port, is_http, refuse
 
 
 class ServerSettings(BaseModel, frozen=True, extra="forbid"):
     """How a service listens and leaves."""
 
-    listen: Annotated[str, Field(pattern=r"^[^:]+:\d{1,5}$")] = "127.0.0.1:0"
+    listen: Listen = "127.0.0.1:0"
     """Address and port. Port 0 takes a free one, which the ready line names."""
     drain_s: Annotated[float, Field(ge=0)] = 10.0
     """Seconds that calls under way get to finish after SIGTERM. Longer than the longest deadline."""
@@ -35,12 +38,14 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
 class TelemetrySettings(BaseModel, frozen=True, extra="forbid"):
     """Where traces, metrics and logs go."""
 
-    otlp_endpoint: str = ""
+    otlp_endpoint: Annotated[
+        str, Must("HOST:PORT or http://HOST:PORT, or empty", lambda v: not v or is_host_port(v) or is_http(v))
+    ] = ""
     """OTLP/gRPC endpoint, e.g. `127.0.0.1:4317`. Empty: nothing is exported."""
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of new traces that are recorded; a caller's own choice is followed."""
-    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
-    """Least level that is logged: debug, info, warning or error."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
 
 
 class _ServiceSection(PydanticBaseSettingsSource):
@@ -50,12 +55,7 @@ class _ServiceSection(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        path = os.environ.get("LOANMESH_CONFIG")
-        if not path:
-            return {}
-        whole = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        section = whole.get(str(self.config.get("env_prefix", "")).rstrip("_").lower(), {})
-        return dict(section)
+        return section(prefix_of(self.settings_cls).rstrip("_").lower())
 
 
 class ServiceSettings(BaseSettings):
@@ -82,39 +82,97 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 def load(settings_class: type[S]) -> S:
-    """The settings in force. Ends the process with 2 and says name, value and rule when one is wrong."""
-    prefix = str(settings_class.model_config.get("env_prefix", ""))
-    problems = [f"{name}: unknown setting; {_known(settings_class)}" for name in _unknown(settings_class, prefix)]
+    """The settings in force. Ends the process with 2, naming each that is wrong and what is allowed."""
+    problems = [*_unknown(settings_class), *_not_json(settings_class)]
     if not problems:
         try:
-            return settings_class()
+            settings = settings_class()
+            problems += _endless(settings)
+            if not problems:
+                return settings
+        except WrongSetting as error:
+            problems.append(error)
         except ValidationError as error:
-            for problem in error.errors(include_url=False):
-                name = prefix + "__".join(str(part).upper() for part in problem["loc"])
-                shown = "" if "secret" in name.lower() or "url" in name.lower() else f", not {problem['input']!r}"
-                problems.append(f"{name}: {problem['msg']}{shown}")
-        except (OSError, yaml.YAMLError) as error:
-            problems.append(f"LOANMESH_CONFIG: {error}")
-    sys.stderr.write("".join(f"settings: {problem}\n" for problem in problems))
-    raise SystemExit(2)
+            problems += [_problem(settings_class, found) for found in error.errors(include_url=False)]
+        except SettingsError as error:
+            problems.append(WrongSetting(prefix_of(settings_class) + "*", str(error)))
+    refuse(*problems)
 
 
-def names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The environment names a settings class understands."""
-    for field, info in model.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from names(inner, f"{prefix}{field.upper()}__")
-        else:
-            yield f"{prefix}{field.upper()}"
+def prefix_of(settings_class: type[BaseSettings]) -> str:
+    """What its names in the environment begin with."""
+    return str(settings_class.model_config.get("env_prefix", ""))
 
 
-def _unknown(settings_class: type[BaseSettings], prefix: str) -> list[str]:
+def _known(settings_class: type[BaseSettings], start: str = "") -> str:
+    return ", ".join(name for name in names(settings_class, prefix_of(settings_class)) if name.startswith(start))
+
+
+def _unknown_setting(settings_class: type[BaseSettings], plain: str, shown: str) -> WrongSetting:
+    """With the names of its own section, where it has one that is known; else all."""
+    near = _known(settings_class, plain.rsplit("__", 1)[0] + "__") if "__" in plain else ""
+    return WrongSetting(shown, "unknown setting", near or _known(settings_class))
+
+
+def _unknown(settings_class: type[BaseSettings]) -> Iterator[WrongSetting]:
+    prefix = prefix_of(settings_class)
     known = set(names(settings_class, prefix))
     whole = {name.split("__")[0] for name in known}
-    return [n for n in sorted(os.environ) if prefix and n.startswith(prefix) and n not in known and n not in whole]
+    for name in sorted(os.environ):
+        if prefix and name.startswith(prefix) and name not in known | whole:
+            yield _unknown_setting(settings_class, name, name)
 
 
-def _known(settings_class: type[BaseSettings]) -> str:
-    prefix = str(settings_class.model_config.get("env_prefix", ""))
-    return "known are " + ", ".join(names(settings_class, prefix))
+def _not_json(settings_class: type[BaseSettings]) -> Iterator[WrongSetting]:
+    """Sections and lists come from the environment as JSON."""
+    prefix = prefix_of(settings_class)
+    found = list(knobs(settings_class, prefix))
+    sections = {prefix + knob.path[0].upper() for knob in found if len(knob.path) > 1}
+    for name in sorted(sections | {knob.name for knob in found if knob.json}):
+        if name in os.environ:
+            try:
+                read = json.loads(os.environ[name])
+            except (ValueError, RecursionError):
+                read = None
+            if name in sections and not isinstance(read, dict):
+                parts = _known(settings_class, f"{name}__")
+                yield WrongSetting(name, "is no JSON object", f"its parts one by one: {parts}")
+            elif read is None:
+                yield WrongSetting(name, "is no JSON", "a JSON list")
+
+
+def _endless(settings: BaseSettings) -> Iterator[WrongSetting]:
+    for knob in knobs(type(settings), prefix_of(type(settings))):
+        value = knob.value(settings)
+        if isinstance(value, float) and not math.isfinite(value):
+            yield WrongSetting(_named(knob.name, knob.path), f"is {value}", f"{knob.allowed}, and finite")
+
+
+def _problem(settings_class: type[BaseSettings], found: Any) -> WrongSetting:
+    """One complaint of pydantic, in our words."""
+    prefix = prefix_of(settings_class)
+    path = tuple(str(part) for part in found["loc"])
+    all_ = list(knobs(settings_class, prefix))
+    # A complaint about a list's item is one about the list.
+    knob = next((knob for knob in all_ if knob.path == path[: len(knob.path)]), None)
+    plain = prefix + "__".join(path).upper()
+    name = _named(plain, path)
+    if knob:
+        hidden = knob.secret or "url" in knob.name.lower()
+        shown = "cannot be what it is set to" if hidden else f"cannot be {str(found['input'])[:100]!r}"
+        why = "must be set too, beside what else is set of its section" if found["type"] == "missing" else shown
+        return WrongSetting(_named(knob.name, knob.path), why, knob.allowed)
+    if found["type"] == "extra_forbidden":
+        return _unknown_setting(settings_class, plain, name)
+    if parts := _known(settings_class, f"{plain}__"):
+        if found["type"] in ("model_type", "dict_type", "model_attributes_type"):
+            return WrongSetting(name, "holds settings by name, no value of its own", parts)
+        return WrongSetting(name, str(found["msg"]).removeprefix("Value error, "), parts)
+    return WrongSetting(name, str(found["msg"]))
+
+
+def _named(name: str, path: tuple[str, ...]) -> str:
+    """The name, and the place in the file where the value stands there and not in the environment."""
+    if name in os.environ or any(name.startswith(f"{set_}__") for set_ in os.environ) or FILE not in os.environ:
+        return name
+    return f"{name} ({name.split('_')[0].lower()}.{'.'.join(path)} in {os.environ[FILE]})"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
 from opentelemetry import metrics, trace
@@ -48,7 +49,7 @@ def start_telemetry(service: str, owner: str, settings: TelemetrySettings) -> No
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=cast(TextIO, _Log(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
@@ -69,6 +70,21 @@ def start_telemetry(service: str, owner: str, settings: TelemetrySettings) -> No
             View(instrument_name=name, aggregation=bounds) for name in (SERVER_DURATION, CLIENT_DURATION, LOOP_LAG)
         ]
         metrics.set_meter_provider(MeterProvider([reader], resource=resource, views=views))
+
+
+class _Log:
+    """Where lines go. One that cannot be written is dropped: a full disk must not end the work that it tells of."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
 
 
 def observe(vitals: Vitals) -> Callable[[float], None]:

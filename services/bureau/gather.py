@@ -121,9 +121,13 @@ class Gatherer:
         ]
 
     def _step(self, key: Key, cached: Mapping[Key, Answer], now_s: float) -> str:
-        """The degradation step because of which the source is not asked; empty: ask."""
+        """The degradation step because of which the source is not asked; empty: ask.
+
+        A query under way is not waited for either: under overload it stands in a long queue, and its answer will be
+        in the cache for the next look.
+        """
         brownout = self._brownouts.get(key[2])
-        if brownout is None or key in self._under_way:
+        if brownout is None:
             return ""
         usable = key in cached and is_usable(cached[key].observed_at, self._sources[key[2]], now_s)
         return brownout.step(usable)

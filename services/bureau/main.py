@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import hmac
 import random
-import sys
 
 from lending.bureau.v1.bureau_service_pb2_grpc import add_BureauServiceServicer_to_server
 
@@ -15,7 +14,9 @@ from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import BulkheadSettings, make_guard
 from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
+from loanmesh.runtime.setting_rules import WrongSetting
 from loanmesh.runtime.vitals import Queue, Vitals
 from services.bureau import store as stored
 from services.bureau.brownout import SERVE_CACHED, Brownout
@@ -33,11 +34,13 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
     """Put bureau together."""
     sources = load_sources()
     if unknown := set(settings.brownout.optional) - set(sources):
-        sys.stderr.write(f"settings: BUREAU_BROWNOUT__OPTIONAL: no such source: {', '.join(sorted(unknown))}\n")
-        raise SystemExit(2)
+        raise WrongSetting(
+            "BUREAU_BROWNOUT__OPTIONAL", f"no such source: {', '.join(sorted(unknown))}", ", ".join(sources)
+        )
     url = settings.database_url.get_secret_value()
-    await asyncio.to_thread(upgrade, url, "services.bureau")
-    database = await open_database(url)
+    with opening("BUREAU_DATABASE_URL", url):
+        await asyncio.to_thread(upgrade, url, "services.bureau")
+        database = await open_database(url)
     wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s)
     store = AnswerStore(database)
     bulkhead = BulkheadSettings(at_once_max=settings.gather.at_once_max, waiting_max=settings.gather.waiting_max)

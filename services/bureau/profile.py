@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lending.bureau.v1.bureau_service_pb2 import SourceReport
@@ -22,6 +23,25 @@ class Answer:
     facts: Mapping[str, Any]
     observed_at: float
     fetched_at: float
+
+    @cached_property
+    def stated(self) -> SourceReport:
+        """What never changes of its report; made once, as an answer in the cache is told many times."""
+        made = SourceReport()
+        made.observed_time.FromMicroseconds(int(self.observed_at * 1e6))
+        made.fetched_time.FromMicroseconds(int(self.fetched_at * 1e6))
+        for name, value in self.facts.items():
+            attribute = made.attributes.add(name=name)
+            match value:
+                case bool():
+                    attribute.value.flag = value
+                case int():
+                    attribute.value.integer = value
+                case float():
+                    attribute.value.number = value
+                case _:
+                    attribute.value.text = str(value)
+        return made
 
     def to_json(self) -> str:
         """As stored."""
@@ -57,19 +77,8 @@ def report(source: Source, answer: Answer | Missing | None, now_s: float, degrad
     state = SourceReport.STATE_STALE
     if fresh:
         state = SourceReport.STATE_FRESH if answer.found else SourceReport.STATE_NOT_FOUND
-    made = SourceReport(source=source.id, state=state, degradation=degradation)
-    made.observed_time.FromMicroseconds(int(answer.observed_at * 1e6))
-    made.fetched_time.FromMicroseconds(int(answer.fetched_at * 1e6))
+    made = SourceReport()
+    made.CopyFrom(answer.stated)
+    made.source, made.state, made.degradation = source.id, state, degradation
     made.usable_until_time.FromMicroseconds(int(fresh_until(answer.observed_at, source) * 1e6))
-    for name, value in answer.facts.items():
-        attribute = made.attributes.add(name=name)
-        match value:
-            case bool():
-                attribute.value.flag = value
-            case int():
-                attribute.value.integer = value
-            case float():
-                attribute.value.number = value
-            case _:
-                attribute.value.text = str(value)
     return made

@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.degradation import StepSettings
+from loanmesh.runtime.setting_rules import DatabaseUrl, HttpUrl
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings
 
 
@@ -45,9 +46,9 @@ class BureauSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="BUREAU_", env_nested_delimiter="__", frozen=True, extra="forbid")
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7402")
-    database_url: SecretStr = SecretStr("sqlite:///var/bureau.db")
+    database_url: DatabaseUrl = SecretStr("sqlite:///var/bureau.db")
     """`sqlite:///path` or `postgresql://user:password@host/name`."""
-    sources_url: str = "http://127.0.0.1:7405"
+    sources_url: HttpUrl = "http://127.0.0.1:7405"
     """Where the sources are reached; each under /v1/{source}/query."""
     subject_key: SecretStr = SecretStr("loanmesh-local-demo-key")
     """Key of the hash under which subjects are stored, so that the cache holds no identity numbers."""

@@ -16,6 +16,7 @@ from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import make_guard
 from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, linked_span
 from loanmesh.runtime.vitals import Queue, Vitals
@@ -43,7 +44,7 @@ def labels() -> dict[str, Label]:
         name: Label(a["zh"], a["en"], a["unit"], sources[a["source"]]["zh"], sources[a["source"]]["en"])
         for name, a in dictionary["attributes"].items()
     }
-    declared = ("申请人申报", "declared by the applicant")
+    declared = ("申请人填报", "the applicant's own statement")
     found["declared.monthly_income_fen"] = Label("月收入", "monthly income", "fen", *declared)
     found["declared.dependents"] = Label("供养人数", "dependents", "count", *declared)
     found["age_years"] = Label("年龄", "age", "years", "证件", "identity document")
@@ -53,8 +54,9 @@ def labels() -> dict[str, Label]:
 async def build(settings: IntakeSettings, clock: Clock) -> Service:
     """Put intake together and start its worker."""
     url = settings.database_url.get_secret_value()
-    await asyncio.to_thread(upgrade, url, "services.intake")
-    database = await open_database(url)
+    with opening("INTAKE_DATABASE_URL", url):
+        await asyncio.to_thread(upgrade, url, "services.intake")
+        database = await open_database(url)
     owner = new_owner("intake")
     store = Store(database, clock, owner, settings.lease.duration_s)
     channels = [

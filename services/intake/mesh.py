@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 from lending.bureau.v1.bureau_service_pb2 import CreditProfile, GatherProfilesRequest
@@ -34,6 +35,7 @@ from services.intake.ports import Case, Unavailable, Unfit
 
 # Above bureau's gather budget of a second, so that it answers with what it has before we give up.
 DEADLINES_S = {"GatherProfiles": 3.0, "ScoreProfiles": 2.0, "PriceApplications": 2.0, "ScheduleRepayments": 1.0}
+log = structlog.get_logger()
 T = TypeVar("T", CreditProfile, Score, Pricing)
 S = TypeVar("S")
 
@@ -57,8 +59,9 @@ class GrpcBureau:
 
     async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Unavailable | Unfit]:
         """One profile a case."""
-        request = GatherProfilesRequest(
-            items=[
+
+        async def call(cases: Sequence[Case]) -> list[CreditProfile | Status]:
+            items = [
                 GatherProfilesRequest.Item(
                     key=key_of(case),
                     lender=case.claim.lender,
@@ -67,13 +70,10 @@ class GrpcBureau:
                 )
                 for case in cases
             ]
-        )
-
-        async def call() -> list[CreditProfile | Status]:
-            answer = await self._stub.GatherProfiles(request)
+            answer = await self._stub.GatherProfiles(GatherProfilesRequest(items=items))
             return [r.profile if r.WhichOneof("outcome") == "profile" else r.error for r in answer.results]
 
-        return await _ask(self._guard, len(cases), call)
+        return await _ask(self._guard, cases, call)
 
 
 class GrpcScoring:
@@ -85,8 +85,9 @@ class GrpcScoring:
 
     async def score(self, cases: Sequence[Case]) -> Sequence[Score | Unavailable | Unfit]:
         """One score a case."""
-        request = ScoreProfilesRequest(
-            items=[
+
+        async def call(cases: Sequence[Case]) -> list[Score | Status]:
+            items = [
                 ScoreProfilesRequest.Item(
                     key=key_of(case),
                     party_kind=borrower(case.application).kind,
@@ -96,13 +97,10 @@ class GrpcScoring:
                 )
                 for case in cases
             ]
-        )
-
-        async def call() -> list[Score | Status]:
-            answer = await self._stub.ScoreProfiles(request)
+            answer = await self._stub.ScoreProfiles(ScoreProfilesRequest(items=items))
             return [r.score if r.WhichOneof("outcome") == "score" else r.error for r in answer.results]
 
-        return await _ask(self._guard, len(cases), call)
+        return await _ask(self._guard, cases, call)
 
 
 class GrpcPricing:
@@ -114,8 +112,9 @@ class GrpcPricing:
 
     async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Unavailable | Unfit]:
         """One pricing a case."""
-        request = PriceApplicationsRequest(
-            items=[
+
+        async def call(cases: Sequence[Case]) -> list[Pricing | Status]:
+            items = [
                 PriceApplicationsRequest.Item(
                     key=key_of(case),
                     lender=case.claim.lender,
@@ -129,13 +128,10 @@ class GrpcPricing:
                 )
                 for case in cases
             ]
-        )
-
-        async def call() -> list[Pricing | Status]:
-            answer = await self._stub.PriceApplications(request)
+            answer = await self._stub.PriceApplications(PriceApplicationsRequest(items=items))
             return [r.pricing if r.WhichOneof("outcome") == "pricing" else r.error for r in answer.results]
 
-        return await _ask(self._guard, len(cases), call)
+        return await _ask(self._guard, cases, call)
 
     async def schedules(self, offers: Sequence[Offer]) -> ScheduleRepaymentsResponse:
         """Repayment schedules of offers, in order. Raises DependencyDown."""
@@ -159,21 +155,30 @@ class GrpcPricing:
 
 
 async def _ask(
-    guard: Guard, count: int, call: Callable[[], Awaitable[list[T | Status]]]
+    guard: Guard, cases: Sequence[Case], call: Callable[[Sequence[Case]], Awaitable[list[T | Status]]]
 ) -> Sequence[T | Unavailable | Unfit]:
+    count = len(cases)
+
     def judge(said: list[T | Status] | grpc.aio.AioRpcError) -> Verdict:
         if isinstance(said, grpc.aio.AioRpcError):
             return verdict_of(said.code())
         return Verdict.WELL if len(said) == count else Verdict.ILL
 
     try:
-        said = await guard.call(lambda: _said(call), judge)
+        said = await guard.call(lambda: _said(lambda: call(cases)), judge)
     except Refused as refused:
         full = refused.cause == "bulkhead_full"
         return [Unavailable(f"{guard.name}_{refused.cause}", refused.retry_s or None, overloaded=full)] * count
     if isinstance(said, grpc.aio.AioRpcError):
         if said.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
             return [Unavailable(f"{guard.name}_overloaded", overloaded=True)] * count
+        if said.code() == grpc.StatusCode.INVALID_ARGUMENT:
+            log.warning("batch_refused", dependency=guard.name, count=count)
+            if count > 1:
+                # One that cannot be answered must not hold up those beside it: halves find it in a few calls. Only
+                # where the fault is the request's: a service that is ill must not be asked more for it.
+                halves = (cases[: count // 2], cases[count // 2 :])
+                return [answer for half in halves for answer in await _ask(guard, half, call)]
         return [Unavailable(f"{guard.name}_unavailable")] * count
     if len(said) != count:
         return [Unavailable(f"{guard.name}_error")] * count

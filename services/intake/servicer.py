@@ -35,6 +35,8 @@ DEFAULT_CLIENT = "local"
 CLIENT_HEADER = "loanmesh-client"
 QUEUE_HEADER = "loanmesh-queue-ms"
 """Trailing metadata: how long the request waited here before it was stored, milliseconds; callers slow down by it."""
+ACKNOWLEDGE_S = 0.2
+"""A caller who waits for the decision hears by then that it is stored; most hear of the decision itself before."""
 QUEUE_SHARES = {int(pb.PRIORITY_INTERACTIVE): 1.0, int(pb.PRIORITY_PARTNER): 0.5}
 """Share of the longest queue delay at which a class is turned away; what can wait goes first."""
 QUEUE_SHARE_OTHERS = 0.25
@@ -90,13 +92,16 @@ class IntakeServicer(IntakeServiceServicer):
         wait_s = request.wait.ToNanoseconds() / 1e9
         with self._watch(new.id) as watching:
             stored = await self._accept(new)
-            queued_ms = (self._clock.monotonic() - started) * 1000
-            context.set_trailing_metadata(((QUEUE_HEADER, f"{queued_ms:.0f}"),))
-            if wait_s > 0:
+            queued = ((QUEUE_HEADER, f"{(self._clock.monotonic() - started) * 1000:.0f}"),)
+            context.set_trailing_metadata(queued)
+            snapshot = await self._snapshot(stored, new)
+            if wait_s > 0 and snapshot.state not in FINAL:
                 left_s = remaining_s(self._clock.monotonic(), wait_s)
-                snapshot = await self._decided(stored, new, watching, left_s)
-            else:
-                snapshot = await self._snapshot(stored, new)
+                snapshot = await self._decided(stored, new, watching, min(ACKNOWLEDGE_S, left_s))
+                if left_s > ACKNOWLEDGE_S and snapshot.state == State.PENDING:
+                    # Tells the caller that it is stored: what is left is only waiting, and holds up nobody.
+                    await context.send_initial_metadata(queued)
+                    snapshot = await self._decided(stored, new, watching, left_s - ACKNOWLEDGE_S)
         return pb.SubmitApplicationResponse(application=await self._to_proto(snapshot))
 
     async def BatchSubmitApplications(

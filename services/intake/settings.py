@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.guard import BulkheadSettings
+from loanmesh.runtime.setting_rules import DatabaseUrl, Target
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings
 
 
@@ -60,13 +61,13 @@ class IntakeSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="INTAKE_", env_nested_delimiter="__", frozen=True, extra="forbid")
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7401")
-    database_url: SecretStr = SecretStr("sqlite:///var/intake.db")
+    database_url: DatabaseUrl = SecretStr("sqlite:///var/intake.db")
     """`sqlite:///path` or `postgresql://user:password@host/name`."""
-    bureau: str = "127.0.0.1:7402"
+    bureau: Target = "127.0.0.1:7402"
     """Addresses of bureau: host:port, several with commas, or dns:///name:port."""
-    scoring: str = "127.0.0.1:7403"
+    scoring: Target = "127.0.0.1:7403"
     """Addresses of scoring."""
-    pricing: str = "127.0.0.1:7404"
+    pricing: Target = "127.0.0.1:7404"
     """Addresses of pricing."""
     lease: Lease = Lease()
     work: Work = Work()

@@ -76,6 +76,7 @@ class Worker:
         self._lingering: asyncio.Task[None] | None = None
         self._spilled: int | None = None
         self._wake = asyncio.Event()
+        self._claiming: asyncio.Future[list[Claim] | None] | None = None
         self._draining = False
 
     @property
@@ -110,9 +111,14 @@ class Worker:
         self._loops = [asyncio.create_task(self._claim_forever()), asyncio.create_task(self._renew_forever())]
 
     def offer(self, claims: Sequence[Claim]) -> None:
-        """Take applications that were just leased to us."""
-        self._held.add(claims, self._clock.monotonic())
-        self._fill()
+        """Take applications that were just leased to us; while draining, give them back."""
+        if not self._draining:
+            self._held.add(claims, self._clock.monotonic())
+            self._fill()
+        elif claims:
+            task = asyncio.create_task(self._give_back(claims), context=contextvars.Context())
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
 
     async def drain(self) -> None:
         """Take nothing new, give back what is not begun, finish what is."""
@@ -123,9 +129,15 @@ class Worker:
         await asyncio.gather(*loops, return_exceptions=True)
         rest = list(self._held)
         self._held.keep(())
+        if self._claiming:
+            # What the database was just about to hand us would else be nobody's until the lease ends.
+            rest += await self._claiming or ()
         if rest:
-            await self._safely("release", self._leases.release(rest))
+            await self._give_back(rest)
         await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _give_back(self, claims: Sequence[Claim]) -> None:
+        await self._safely("release", self._leases.release(claims))
 
     def _fill(self) -> None:
         while self._held and self._may_start():
@@ -173,6 +185,10 @@ class Worker:
             self._report("commit_failed", count=len(batch), error=str(error))
         except Exception as error:  # noqa: BLE001  One bad batch must not end the worker; the leases end, others try.
             self._report("batch_failed", count=len(batch), error_type=type(error).__name__, exc_info=error)
+            if len(batch) > 1:
+                # One that cannot be decided must not hold up those beside it: halves find it in a few turns.
+                for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                    await self._work(half)
         finally:
             for claim in batch:
                 self._working.pop(claim.id, None)
@@ -182,7 +198,12 @@ class Worker:
         while True:
             self._wake.clear()
             at_most = min(self._room - len(self._held) - len(self._working), self._batch_max * self._batches)
-            claims = await self._safely("claim", self._leases.claim(at_most)) if at_most > 0 else None
+            claims = None
+            if at_most > 0:
+                # Shielded, so that a drain that comes meanwhile still learns what was claimed.
+                self._claiming = asyncio.ensure_future(self._safely("claim", self._leases.claim(at_most)))
+                claims = await asyncio.shield(self._claiming)
+                self._claiming = None
             if claims:
                 self.offer(claims)
             if rounds % 50 == 0:

@@ -90,7 +90,7 @@ def _said(report: SourceReport, types: Mapping[str, str]) -> list[tuple[str, Any
 
 
 def _stated(item: PriceApplicationsRequest.Item, term_months: int) -> list[tuple[str, Value, str]]:
-    """What the applicant and the model say."""
+    """What the applicant, the identity document and the model say."""
     purpose = LoanRequest.PurposeKind.Name(item.loan.purpose_kind).removeprefix("PURPOSE_KIND_")
     stated = [
         ("request.purpose_kind", Value(text=purpose), "declared"),
@@ -99,9 +99,9 @@ def _stated(item: PriceApplicationsRequest.Item, term_months: int) -> list[tuple
         ("score.pd", Value(number=item.score.pd), "model"),
     ]
     if item.HasField("age_years"):
-        stated.append(("request.age_years", Value(integer=item.age_years), "declared"))
+        stated.append(("request.age_years", Value(integer=item.age_years), "identity"))
         at_end = age_at_end(item.age_years, term_months)
-        stated.append(("request.age_at_end_years", Value(integer=at_end), "declared"))
+        stated.append(("request.age_at_end_years", Value(integer=at_end), "identity"))
     if item.declaration.HasField("monthly_income_fen"):
         income = Value(integer=item.declaration.monthly_income_fen)
         stated.append(("declared.monthly_income_fen", income, "declared"))

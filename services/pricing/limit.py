@@ -17,12 +17,16 @@ _INCOMES = ("declared.monthly_income_fen", "tax.annual_income_fen", "bank.monthl
 
 @dataclass(frozen=True)
 class Bound:
-    """One bound on the amount, fen, and what it was computed from. `says` fills the text of its code."""
+    """One bound on the amount, fen, and what it was computed from. `says` fills the text of its code.
+
+    settings  the figures of policy behind it, by name: fen or a share.
+    """
 
     code: str
     amount_fen: int
     facts: tuple[str, ...] = ()
     says: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, int | float] = field(default_factory=dict)
     rule: Rule | None = None
 
 
@@ -39,9 +43,10 @@ def bounds(
 
     `evidence_share` is what is left of the limit where policy does without a source; None on full evidence.
     """
-    found = [Bound("LIMIT_PRODUCT", product.amount_fen.max)]
+    most = product.amount_fen.max
+    found = [Bound("LIMIT_PRODUCT", most, settings={"policy.amount_fen_max": most})]
     if cap:
-        found.append(Bound(cap.code, cap.value, rule=cap))
+        found.append(Bound(cap.code, cap.value, settings={f"policy.{cap.id or cap.code}": cap.value}, rule=cap))
     if product.turnover_share:
         found.append(_turnover(product, grade, known))
     if product.payment_share:
@@ -49,7 +54,8 @@ def bounds(
     found.sort(key=lambda bound: bound.amount_fen)
     if evidence_share is not None:
         left = _down(found[0].amount_fen * evidence_share)
-        found.insert(0, Bound("LIMIT_PARTIAL_EVIDENCE", left, says={"share": f"{evidence_share:.0%}"}))
+        settings = {"policy.evidence_share": float(evidence_share)}
+        found.insert(0, Bound("LIMIT_PARTIAL_EVIDENCE", left, (), {"share": f"{evidence_share:.0%}"}, settings))
     return found
 
 
@@ -59,7 +65,8 @@ def _turnover(product: Product, grade: str, known: Evidence) -> Bound:
     if sales is None:
         return Bound("LIMIT_TURNOVER_UNKNOWN", 0, (fact,))
     share = product.turnover_share[grade]
-    return Bound("LIMIT_TURNOVER", _down(sales * share), (fact,), {"share": f"{share:.0%}", "grade": grade})
+    says, settings = {"share": f"{share:.0%}", "grade": grade}, {"policy.turnover_share": float(share)}
+    return Bound("LIMIT_TURNOVER", _down(sales * share), (fact,), says, settings)
 
 
 def _affordable(product: Product, grade: str, term_months: int, apr_ppm: int, known: Evidence) -> Bound:
@@ -76,7 +83,8 @@ def _affordable(product: Product, grade: str, term_months: int, apr_ppm: int, kn
     rate = Decimal(apr_ppm) / 12_000_000
     worth = free * (1 - (1 + rate) ** -term_months) / rate if rate else free * term_months
     facts = (source, "credit.monthly_payment_fen")
-    return Bound("LIMIT_INCOME", _down(worth), facts, {"share": f"{share:.0%}", "grade": grade})
+    says = {"share": f"{share:.0%}", "grade": grade, "term": str(term_months)}
+    return Bound("LIMIT_INCOME", _down(worth), facts, says, {"policy.payment_share": float(share)})
 
 
 def _down(amount: Decimal) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from lending.pricing.v1.pricing_service_pb2_grpc import add_PricingServiceServicer_to_server
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.server import Service, run
+from loanmesh.runtime.setting_rules import WrongSetting
 from services.pricing.policy import PolicyError, load_policy
 from services.pricing.servicer import PricingServicer
 from services.pricing.settings import PricingSettings
@@ -18,8 +17,7 @@ async def build(settings: PricingSettings, clock: Clock) -> Service:
     try:
         policy = load_policy(settings.policy)
     except PolicyError as error:
-        sys.stderr.write(f"pricing: {error}\n")
-        raise SystemExit(2) from error
+        raise WrongSetting("PRICING_POLICY", str(error)) from error
     servicer = PricingServicer(policy, clock)
     return Service([(add_PricingServiceServicer_to_server, servicer)], ["lending.pricing.v1.PricingService"])
 

@@ -180,8 +180,8 @@ EXTRA_FACTS = {
     "request.purpose_kind": _fact("declared", "text", "code"),
     "request.amount_fen": _fact("declared", "integer", "fen"),
     "request.term_months": _fact("declared", "integer", "months"),
-    "request.age_years": _fact("declared", "integer", "years", "person"),
-    "request.age_at_end_years": _fact("declared", "integer", "years", "person"),
+    "request.age_years": _fact("identity", "integer", "years", "person"),
+    "request.age_at_end_years": _fact("identity", "integer", "years", "person"),
     "score.pd": _fact("model", "number", "fraction"),
     "policy.pd_max": _fact("policy", "number", "fraction"),
 }
@@ -191,7 +191,7 @@ TEXTS = {
     "LIMIT_PRODUCT": {"amount"},
     "LIMIT_TURNOVER": {"amount", "share", "grade"},
     "LIMIT_TURNOVER_UNKNOWN": set[str](),
-    "LIMIT_INCOME": {"amount", "share", "grade"},
+    "LIMIT_INCOME": {"amount", "share", "grade", "term"},
     "LIMIT_INCOME_UNKNOWN": set[str](),
     "LIMIT_PARTIAL_EVIDENCE": {"amount", "share"},
     "LIMIT_BELOW_MINIMUM": {"amount", "minimum"},
@@ -200,6 +200,7 @@ TEXTS = {
     "WITHOUT_SOURCE": {"source", "share"},
     "NEAR_MISS": {"text"},
     "SOURCE_DECLARED": set[str](),
+    "SOURCE_IDENTITY": set[str](),
 }
 """The texts that texts.yaml must have, and what each may name."""
 
@@ -338,7 +339,7 @@ def parse_policy(name: str, files: Mapping[str, str]) -> Policy:
     _check_texts(said, f"{where}texts.yaml")
     digest = hashlib.sha256("\x00".join(files[part] for part in PARTS).encode()).hexdigest()
     sources = {key: Text(**value) for key, value in dictionary["sources"].items()}
-    sources["declared"] = said["SOURCE_DECLARED"]
+    sources |= {"declared": said["SOURCE_DECLARED"], "identity": said["SOURCE_IDENTITY"]}
     return Policy(
         name=name,
         hash=digest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from lending.type.v1.reason_pb2 import Fact, Reason
+from lending.type.v1.reason_pb2 import Fact, Reason, Value
 
 from services.pricing.evidence import Evidence
 from services.pricing.limit import Bound
@@ -26,11 +26,7 @@ def rule_reason(compiled: CompiledRule, effect: Effect, known: Evidence, policy:
         fact = reason.facts.add()
         fact.CopyFrom(known.fact(name))
         fact.condition = fill(rule.condition, {"policy.pd_max": str(product.pd_max)})
-    text = Text(zh=fill(rule.zh, values), en=fill(rule.en, values))
-    if effect == Reason.EFFECT_NEAR_MISS:
-        near = policy.texts["NEAR_MISS"]
-        text = Text(zh=fill(near.zh, {"text": text.zh}), en=fill(near.en, {"text": text.en}))
-    reason.text_zh, reason.text_en = text.zh, text.en
+    _tell(reason, fill(rule.zh, values), fill(rule.en, values), policy)
     return reason
 
 
@@ -42,8 +38,10 @@ def limit_reasons(found: Sequence[Bound], asked_fen: int, policy: Policy, produc
     if not offered:
         most = min(asked_fen, found[0].amount_fen)
         values = {"amount": _worded(most, "fen"), "minimum": _worded(least, "fen")}
-        facts = ["request.amount_fen", *(found[0].facts if found[0].amount_fen < least else ())]
-        reasons.append(_limit("LIMIT_BELOW_MINIMUM", Reason.EFFECT_DECLINE, facts, values, policy, known))
+        facts = [known.fact("request.amount_fen"), _setting("policy.amount_fen_min", least)]
+        facts += [known.fact(name) for name in (found[0].facts if found[0].amount_fen < least else ())]
+        facts[0].condition = f">= {least}"
+        reasons.append(_limit("LIMIT_BELOW_MINIMUM", Reason.EFFECT_DECLINE, facts, values, policy))
     for bound in found:
         if not offered and bound.amount_fen < min(asked_fen, least):
             effect: Effect = Reason.EFFECT_DECLINE
@@ -60,7 +58,10 @@ def limit_reasons(found: Sequence[Bound], asked_fen: int, policy: Policy, produc
 def term_reason(product: Product, least: int, most: int, policy: Policy, known: Evidence) -> Reason:
     """That the term asked for is not one of the product's."""
     values = {"min": str(least), "max": str(most)}
-    return _limit("TERM_OF_PRODUCT", Reason.EFFECT_REDUCE, ["request.term_months"], values, policy, known)
+    asked = known.fact("request.term_months")
+    asked.condition = f">= {least}, <= {most}"
+    settings = [_setting("policy.term_months_min", least), _setting("policy.term_months_max", most)]
+    return _limit("TERM_OF_PRODUCT", Reason.EFFECT_REDUCE, [asked, *settings], values, policy)
 
 
 def missing_reason(source: str, policy: Policy) -> Reason:
@@ -75,30 +76,39 @@ def waived_reason(source: str, unjudged: Sequence[str], share: str, policy: Poli
 
 
 def _bound(bound: Bound, effect: Effect, policy: Policy, known: Evidence) -> Reason:
+    """What was asked against the bound, then what the bound was computed from: facts of sources, figures of policy."""
     values = {**bound.says, "amount": _worded(bound.amount_fen, "fen")}
+    asked = known.fact("request.amount_fen")
+    asked.condition = f"<= {bound.amount_fen}"
+    facts = [asked, *(known.fact(name) for name in bound.facts)]
+    facts += [_setting(name, value) for name, value in bound.settings.items()]
     if bound.rule is None:
-        return _limit(bound.code, effect, bound.facts, values, policy, known)
-    return Reason(
-        code=bound.code,
-        kind=Reason.KIND_LIMIT,
-        effect=effect,
-        text_zh=f"{bound.rule.zh}：{values['amount']}元",
-        text_en=f"{bound.rule.en}: {values['amount']} CNY",
-        authority=bound.rule.authority,
-    )
+        return _limit(bound.code, effect, facts, values, policy)
+    reason = Reason(code=bound.code, kind=Reason.KIND_LIMIT, effect=effect, facts=facts, authority=bound.rule.authority)
+    amount = values["amount"]
+    _tell(reason, f"{bound.rule.zh}为{amount}元", f"{bound.rule.en}: {amount} CNY", policy)
+    return reason
 
 
-def _limit(code: str, effect: Effect, facts: Sequence[str], values: Mapping[str, str], policy: Policy,
-           known: Evidence) -> Reason:  # fmt: skip
+def _limit(code: str, effect: Effect, facts: Sequence[Fact], values: Mapping[str, str], policy: Policy) -> Reason:
     text = policy.texts[code]
-    return Reason(
-        code=code,
-        kind=Reason.KIND_LIMIT,
-        effect=effect,
-        facts=[known.fact(name) for name in facts],
-        text_zh=fill(text.zh, values),
-        text_en=fill(text.en, values),
-    )
+    reason = Reason(code=code, kind=Reason.KIND_LIMIT, effect=effect, facts=facts)
+    _tell(reason, fill(text.zh, values), fill(text.en, values), policy)
+    return reason
+
+
+def _tell(reason: Reason, zh: str, en: str, policy: Policy) -> None:
+    """Give a reason its texts; one that was kept narrowly says so."""
+    if reason.effect == Reason.EFFECT_NEAR_MISS:
+        near = policy.texts["NEAR_MISS"]
+        zh, en = fill(near.zh, {"text": zh}), fill(near.en, {"text": en})
+    reason.text_zh, reason.text_en = zh, en
+
+
+def _setting(name: str, value: int | float) -> Fact:
+    """A figure of policy as a fact."""
+    stated = Value(integer=value) if isinstance(value, int) else Value(number=value)
+    return Fact(attribute=name, value=stated, source="policy")
 
 
 def _evidence(code: str, key: str, effect: Effect, source: str, unjudged: Sequence[str], values: Mapping[str, str],

@@ -7,7 +7,8 @@ from lending.type.v1.party_pb2 import Party
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.server import Service, run
-from services.scoring.model import load_model
+from loanmesh.runtime.setting_rules import WrongSetting
+from services.scoring.model import Model, load_model
 from services.scoring.servicer import ScoringServicer
 from services.scoring.settings import ScoringSettings
 
@@ -15,11 +16,18 @@ from services.scoring.settings import ScoringSettings
 async def build(settings: ScoringSettings, clock: Clock) -> Service:
     """Load the models and put the service together."""
     models = {
-        Party.KIND_PERSON: load_model(settings.consumer_model),
-        Party.KIND_FIRM: load_model(settings.firm_model),
+        Party.KIND_PERSON: _model("SCORING_CONSUMER_MODEL", settings.consumer_model, "person"),
+        Party.KIND_FIRM: _model("SCORING_FIRM_MODEL", settings.firm_model, "firm"),
     }
     servicer = ScoringServicer(models, clock)
     return Service([(add_ScoringServiceServicer_to_server, servicer)], ["lending.scoring.v1.ScoringService"])
+
+
+def _model(setting: str, name: str, party_kind: str) -> Model:
+    model = load_model(name)
+    if model.party_kind != party_kind:
+        raise WrongSetting(setting, f"{name} scores a {model.party_kind}", f"a model that scores a {party_kind}")
+    return model
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -106,6 +107,33 @@ def test_a_malformed_file_is_reported_with_its_place(text: str, where: str, tmp_
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_while_it_starts_ends_it_and_leaves_nothing_running(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    base = free_base()
+    command = [*LOANMESH, "up", "--json", "--state", str(state), "--port-base", str(base)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = state / "logs" / "sandbox.log"  # The first part to be started, long before the last is up.
+    while not log.exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), said
+    assert "Traceback" not in said
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for port in range(base, base + len(DEFAULT_PORTS)):
+        with socket.socket() as one:
+            assert one.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_up_says_which_setting_is_wrong(tmp_path: Path) -> None:
+    words = ("up", "--state", str(tmp_path / "state"), "--port-base", str(free_base()))
+    done = run(*words, SCORING_FIRM_MODEL="nope", COLUMNS="500")
+    assert done.returncode == 1
+    assert "SCORING_FIRM_MODEL" in done.stdout
+    assert "firm-2026-11" in done.stdout
+
+
 def test_nobody_there_is_said_plainly(tmp_path: Path) -> None:
     gone = run("get", f"lenders/demo/applications/{'0' * 36}", LOANMESH_ADDRESS=f"127.0.0.1:{free_base()}")
     assert gone.returncode == 3
@@ -118,7 +146,8 @@ def test_nobody_there_is_said_plainly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("service", "setting", "value", "said"),
     [
-        ("pricing", "PRICING_POLICY", "moon", "moon"),
+        ("pricing", "PRICING_POLICY", "moon", "cn-demo-2026-11"),
+        ("intake", "INTAKE_DATABASE_URL", "sqlite:////proc/nothing/x.db", "INTAKE_DATABASE_URL"),
         ("scoring", "SCORING_SERVER__LISTEN", "nowhere", "SCORING_SERVER__LISTEN"),
         ("intake", "INTAKE_COLOUR", "red", "INTAKE_COLOUR"),
     ],

@@ -30,11 +30,13 @@ class Scoring(ScoringServiceServicer):
         self.left_s: list[float] = []
         self.does: Behaviour | None = None
         self.answers_max = 256
+        self.asked = pb.ScoreProfilesRequest()
 
     async def ScoreProfiles(
         self, request: pb.ScoreProfilesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ScoreProfilesResponse:
         self.calls += 1
+        self.asked = request
         self.peers.add(context.peer())
         self.left_s.append(context.time_remaining())
         if self.does:

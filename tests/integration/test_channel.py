@@ -251,6 +251,18 @@ async def test_a_batch_above_the_limit_is_named() -> None:
         assert not untouched.reached
 
 
+async def test_a_message_above_the_limit_is_refused_without_a_time_to_come_back() -> None:
+    async with edge() as (untouched, channel):
+        request = a_submit()
+        request.application.channel = "x" * (ServerSettings().max_message_mib * 1024 * 1024)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await IntakeServiceStub(channel).SubmitApplication(request)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max" in (refused.value.details() or "")
+        assert "grpc-retry-pushback-ms" not in dict(refused.value.trailing_metadata() or ())
+        assert not untouched.reached
+
+
 async def test_a_full_server_says_when_to_come_back() -> None:
     async with edge() as (_, channel):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -269,3 +281,12 @@ async def test_a_past_deadline_reaches_no_handler_and_harms_nobody_else(timeout_
         assert set(lates) == {grpc.StatusCode.DEADLINE_EXCEEDED}
         assert other is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert untouched.reached == 1
+
+
+async def test_bytes_that_are_no_message_are_refused_in_the_callers_terms() -> None:
+    async with servers(1) as (server,), grpc.aio.insecure_channel(server.address) as channel:
+        ask: Any = channel.unary_unary("/lending.scoring.v1.ScoringService/ScoreProfiles")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask(b"\xff\xff\xff")
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "google.protobuf" not in str(refused.value.details())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ import pytest
 
 from loanmesh.runtime.breaker import BreakerSettings, State
 from loanmesh.runtime.channel import open_channel
-from loanmesh.runtime.errors import Overloaded
+from loanmesh.runtime.errors import InvalidRequest, Overloaded
 from loanmesh.runtime.guard import BulkheadSettings, Guard, make_guard
 from services.intake.application import Claim
 from services.intake.mesh import GrpcScoring
@@ -69,6 +70,18 @@ async def test_a_busy_service_is_no_failure_but_too_much_at_once() -> None:
         for _ in range(20):
             assert await ask(port) == Unavailable("scoring_overloaded", overloaded=True)
         assert (guard.breaker.state, guard.overloads, server.scoring.calls) == (State.CLOSED, 20, 20)
+
+
+async def test_one_that_breaks_its_batch_does_not_hold_up_those_beside_it() -> None:
+    async def refuses_the_poisoned(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if any("poison" in item.key for item in server.scoring.asked.items):
+            raise InvalidRequest(("items", "cannot be read"))
+
+    cases = [Case(replace(CLAIM, id=id_), CASES[0].application, CASES[0].profile) for id_ in ("a", "poison", "c", "d")]
+    async with scoring(refuses_the_poisoned) as (server, port, guard):
+        told = await port.score(cases)
+        assert [isinstance(one, Unavailable) for one in told] == [False, True, False, False]
+        assert guard.breaker.state is State.CLOSED
 
 
 async def test_an_answer_for_too_few_cases_is_a_fault() -> None:

@@ -19,6 +19,7 @@ from loanmesh.client import CallFailed, Client, Decided, Overloaded, Pending, Un
 from loanmesh.client.transport import Failure
 from loanmesh.runtime import deadline
 from loanmesh.runtime.budget import BudgetSettings
+from loanmesh.runtime.channel import target_of
 from loanmesh.runtime.errors import InvalidRequest
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.throttle import ThrottleSettings
@@ -149,6 +150,29 @@ def test_a_surrounding_calls_deadline_bounds_it_too() -> None:
         return CLOCK.monotonic()
 
     assert using(mesh, work) <= 1.5
+
+
+def test_an_attempt_leaves_time_for_another() -> None:
+    attempts = calls.Attempts(first_s=1.0, most_s=5.0)
+    assert [attempts.limit_s(number, 30.0) for number in range(5)] == [1, 2, 4, 5, 5]
+    assert [attempts.limit_s(number, left_s) for number, left_s in ((0, 1.5), (1, 0.7), (2, 0.3), (3, 0.1))] == [
+        0.75, 0.35, 0.25, 0.1
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("127.0.0.1:7401", "ipv4:127.0.0.1:7401"),
+        ("127.0.0.1:7401,127.0.0.2:7401", "ipv4:127.0.0.1:7401,127.0.0.2:7401"),
+        ("[::1]:7401,[::2]:7401", "ipv6:[::1]:7401,[::2]:7401"),
+        ("intake:7401", "dns:///intake:7401"),
+        ("dns:///intake:7401", "dns:///intake:7401"),
+        ("unix:/run/intake", "unix:/run/intake"),
+    ],
+)
+def test_an_address_is_given_the_way_people_write_it(address: str, target: str) -> None:
+    assert target_of(address) == target
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 20.0])
@@ -352,6 +376,19 @@ def test_submit_and_wait_goes_on_by_watching() -> None:
     answer = using(mesh, lambda client: client.submit_and_wait(an_application(), deadline_s=140))
     assert isinstance(answer, Decided)
     assert [attempt.method for attempt in mesh.attempts] == ["SubmitApplication", "WatchApplication"]
+
+
+def test_submit_and_wait_answers_pending_where_watching_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = MemoryMesh(decide_s=200)
+
+    async def work(client: Client) -> None:
+        call = asyncio.create_task(client.submit_and_wait(an_application(), deadline_s=100))
+        await CLOCK.sleep(1)
+        monkeypatch.setattr(calls, "OPEN_MAX", 0)  # The watch is turned away at once, before it waits for anything.
+        assert isinstance(await call, Pending)
+        assert CLOCK.monotonic() == pytest.approx(60, abs=0.1)
+
+    using(mesh, work)
 
 
 def test_submit_and_wait_does_not_wait_for_people() -> None:

@@ -6,12 +6,15 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import pytest
 
 from loanmesh.runtime.breaker import BreakerSettings, State
 from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.guard import BulkheadSettings, Guard, Refused, Verdict, make_guard
+
+T = TypeVar("T")
 
 
 def a_guard(clock: FakeClock, at_once_max: int = 2, waiting_max: int = 3, permits: int = 1) -> Guard:
@@ -32,7 +35,8 @@ async def times(guard: Guard, count: int, verdict: Verdict) -> list[str]:
     ends = []
     for _ in range(count):
         try:
-            ends.append((await guard.call(*answering(verdict))).value)
+            async with asyncio.timeout(5):
+                ends.append((await guard.call(*answering(verdict))).value)
         except Refused as refused:
             ends.append(refused.cause)
     return ends
@@ -55,6 +59,12 @@ class Held:
         return asyncio.create_task(self.guard.call(self.ask, lambda said: said))
 
 
+async def soon(*calls: Awaitable[T]) -> list[T]:
+    """What the calls end with; a guard that forgets a waiter fails here instead of hanging."""
+    async with asyncio.timeout(5):
+        return list(await asyncio.gather(*calls))
+
+
 async def settle(clock: FakeClock) -> None:
     for _ in range(20):
         await clock.sleep(0)
@@ -71,7 +81,7 @@ async def test_room_and_waiting_are_bounded_and_the_first_come_is_first_served()
     assert refused == calls[5:]
     assert {str(call.exception()) for call in refused} == {"bulkhead_full; try again in 0 s"}
     held.let.set()
-    await asyncio.gather(*calls[:5])
+    await soon(*calls[:5])
     assert (guard.in_use, guard.waiting, guard.calls, guard.refusals) == (0, 0, 5, 2)
 
 
@@ -86,7 +96,7 @@ async def test_the_longest_wait_is_the_queues_delay_and_ends_with_it() -> None:
     await settle(clock)
     assert guard.wait_s_max == pytest.approx(0.7)
     held.let.set()
-    await asyncio.gather(*calls)
+    await soon(*calls)
     assert guard.wait_s_max == 0
 
 
@@ -123,7 +133,8 @@ async def test_who_waited_while_it_opened_is_refused_and_not_sent() -> None:
         return Verdict.ILL
 
     calls = [asyncio.create_task(guard.call(dead, lambda said: said)) for _ in range(8)]
-    ends = await asyncio.gather(*calls, return_exceptions=True)
+    async with asyncio.timeout(5):
+        ends = await asyncio.gather(*calls, return_exceptions=True)
     assert asked == 2
     assert [isinstance(end, Refused) for end in ends] == [False, False, *[True] * 6]
 
@@ -138,7 +149,7 @@ async def test_while_a_probe_is_under_way_others_wait_for_its_verdict() -> None:
     await settle(clock)
     assert (held.asked, guard.waiting) == (1, 5)
     held.let.set()
-    assert await asyncio.gather(*calls) == [Verdict.WELL] * 6
+    assert await soon(*calls) == [Verdict.WELL] * 6
 
 
 async def test_a_cancelled_probe_lets_the_next_one_probe() -> None:
@@ -153,7 +164,7 @@ async def test_a_cancelled_probe_lets_the_next_one_probe() -> None:
     await settle(clock)
     assert held.asked == 2
     held.let.set()
-    assert await other is Verdict.WELL
+    assert await soon(other) == [Verdict.WELL]
     assert guard.breaker.state is State.CLOSED
 
 
@@ -167,7 +178,7 @@ async def test_a_cancelled_waiter_leaves_no_trace() -> None:
     await settle(clock)
     assert guard.waiting == 0
     held.let.set()
-    await first
+    await soon(first)
     assert await times(guard, 1, Verdict.WELL) == ["well"]
 
 
@@ -193,9 +204,9 @@ async def test_a_person_who_pauses_it_sends_home_who_waits_for_a_probe() -> None
     await settle(clock)
     guard.force(State.FORCED_OPEN, "maintenance")
     with pytest.raises(Refused):
-        await waiter
+        await soon(waiter)
     held.let.set()
-    await probe
+    await soon(probe)
     assert guard.breaker.cause == "maintenance"
     guard.force(State.CLOSED, "back")
     assert await times(guard, 1, Verdict.WELL) == ["well"]

@@ -146,5 +146,34 @@ def test_a_term_that_the_product_does_not_have_is_countered() -> None:
 
 def test_the_text_of_a_bound_states_its_amount() -> None:
     result = price(a_firm(90_000_000, grade="A", tax__sales_12m_fen=200_000_000), POLICY, NOW)
-    assert result.reasons[0].text_zh == "不超过年开票销售额的25%（等级A）：500,000元"
-    assert result.reasons[0].text_en == "within 25% of a year's invoiced sales (grade A): 500,000 CNY"
+    assert result.reasons[0].text_zh == "额度不超过近一年开票销售额的25%（等级A），即500,000元"
+    assert result.reasons[0].text_en == "at most 25% of a year's invoiced sales is lent (grade A), which is 500,000 CNY"
+
+
+def test_a_bound_shows_what_was_asked_against_it_and_what_it_rests_on() -> None:
+    result = price(a_firm(90_000_000, grade="A", tax__sales_12m_fen=200_000_000), POLICY, NOW)
+    asked, sales, share = result.reasons[0].facts
+    assert (asked.attribute, asked.value.integer, asked.condition) == ("request.amount_fen", 90_000_000, "<= 50000000")
+    assert (sales.attribute, sales.value.integer, sales.source) == ("tax.sales_12m_fen", 200_000_000, "tax")
+    assert (share.attribute, share.value.number, share.source) == ("policy.turnover_share", 0.25, "policy")
+
+
+def test_every_limit_says_what_of_policy_it_rests_on() -> None:
+    told = [
+        *price(a_firm(200_000_000, grade="A", tax__sales_12m_fen=2_000_000_000), POLICY, NOW).reasons,
+        *price(a_person(1_000_000, 60, 0.03, "A", 5_000_000), POLICY, NOW).reasons,
+        *price(a_person(28_000_000, 12, 0.03, "A", 90_000_000), POLICY, NOW).reasons,
+        *price(a_person(5_000_000, 12, 0.03, "B", 1_000), POLICY, NOW).reasons,
+    ]
+    limits = {reason.code: reason for reason in told if reason.kind == Reason.KIND_LIMIT}
+    assert {"LIMIT_PRODUCT", "TERM_OF_PRODUCT", "CAP_CONSUMER_INTERNET", "LIMIT_INCOME", "LIMIT_BELOW_MINIMUM"} <= set(
+        limits
+    )
+    for reason in limits.values():
+        assert reason.facts[0].condition, reason.code
+        assert any(fact.source == "policy" for fact in reason.facts), reason.code
+
+
+def test_an_age_comes_from_the_identity_document() -> None:
+    result = price(a_person(5_000_000, 12, 0.03, "B", 500_000, age=70), POLICY, NOW)
+    assert {fact.source for reason in result.reasons if "AGE" in reason.code for fact in reason.facts} == {"identity"}

@@ -141,7 +141,7 @@ def test_a_fact_that_another_source_states_does_not_count() -> None:
 
 def test_an_age_that_is_not_stated_is_waited_for_not_passed() -> None:
     result = price(a_person(age=None), POLICY, NOW)
-    assert (result.outcome, list(result.missing_sources)) == (Pricing.OUTCOME_UNDETERMINED, ["declared"])
+    assert (result.outcome, list(result.missing_sources)) == (Pricing.OUTCOME_UNDETERMINED, ["identity"])
 
 
 @pytest.mark.parametrize(

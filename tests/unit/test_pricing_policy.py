@@ -80,7 +80,7 @@ def test_a_wrong_rule_is_refused_with_file_rule_and_fault(rules: str, said: str)
         ("products", 'pd_max: "0.19"', 'pd_max: "19"', "pd_max: Input should be less than or equal to 1"),
         ("market", "observed_on", "seen_on", "market.yaml: .*observed_on: Field required"),
         ("texts", "LIMIT_PRODUCT:", "LIMIT_MOON:", "texts are missing for"),
-        ("texts", "最高额度：{amount}", "最高额度：{moon}", "LIMIT_PRODUCT: unknown placeholders"),
+        ("texts", "最高额度为{amount}", "最高额度为{moon}", "LIMIT_PRODUCT: unknown placeholders"),
     ],
 )  # fmt: skip
 def test_other_wrong_files_are_refused_too(part: str, old: str, new: str, said: str) -> None:

@@ -12,7 +12,8 @@ from loanmesh.runtime import deadline
 from loanmesh.runtime.batching import Batcher
 from loanmesh.runtime.clock import FakeClock, new_uuid7
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, Overloaded
-from loanmesh.runtime.settings import load, names
+from loanmesh.runtime.knobs import names
+from loanmesh.runtime.settings import load
 from services.intake.settings import IntakeSettings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,17 @@ def test_every_fact_is_one_the_tax_authority_may_state() -> None:
     stated = {f"tax.{name}": value for name, value in facts_of(("out", 1, "a", 10.0, True))["E1"].items()}
     assert set(stated) == set(load_sources()["tax"].types["firm"])
     load_sources()["tax"].read("firm", stated)
+
+
+def test_invoices_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    from lab.invoices import CannotReadInvoices, read_invoices
+
+    file = tmp_path / "cn_sme_invoices.parquet"
+    with pytest.raises(CannotReadInvoices, match="cn_sme_invoices"):
+        read_invoices(tmp_path)
+    file.write_bytes(b"no parquet at all")
+    with pytest.raises(CannotReadInvoices, match="cn_sme_invoices"):
+        read_invoices(tmp_path)
+    pl.DataFrame({"firm": ["E1"]}).write_parquet(file)
+    with pytest.raises(CannotReadInvoices, match="dir"):
+        read_invoices(tmp_path)

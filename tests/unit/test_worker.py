@@ -159,6 +159,22 @@ async def test_what_comes_while_leases_are_renewed_is_kept() -> None:
     assert begun == ["0", "1"]
 
 
+async def test_one_that_cannot_be_decided_does_not_hold_up_those_beside_it() -> None:
+    decided: list[str] = []
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        if any(claim.id == "2" for claim in claims):
+            raise ValueError("this one is poison")
+        decided.extend(claim.id for claim in claims)
+        return deferred(claims)
+
+    worker = a_worker(Leases(), decide_batch)
+    worker.offer(some_claims(4))
+    await turns()
+    await worker.drain()
+    assert sorted(decided) == ["0", "1", "3"]
+
+
 async def test_a_claim_that_fails_in_any_way_does_not_end_the_worker() -> None:
     begun: list[str] = []
 
@@ -244,3 +260,42 @@ def test_the_urgent_go_first_and_one_place_in_five_goes_by_age() -> None:
     assert [claim.id for claim in held] == ["119", "5"]
     assert [claim.id for claim in held.take(10)] == ["119", "5"]
     assert held.came_first_at() == float("inf")
+
+
+async def test_draining_gives_back_what_the_database_is_just_about_to_hand_over() -> None:
+    class Slow(Leases):
+        """Hands out leases after a while; they are taken all the same."""
+
+        async def claim(self, at_most: int) -> list[Claim]:
+            self.claiming.set()
+            await self.answered.wait()
+            return await super().claim(at_most)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.claiming, self.answered = asyncio.Event(), asyncio.Event()
+
+    leases = Slow()
+    leases.open = some_claims(3)
+    worker = a_worker(leases, decide_at_once)
+    worker.start()
+    await leases.claiming.wait()
+    draining = asyncio.create_task(worker.drain())
+    await turns()
+    leases.answered.set()
+    await draining
+    assert leases.released == ["0", "1", "2"]
+
+
+async def test_what_is_leased_to_a_draining_replica_is_given_back() -> None:
+    leases = Leases()
+    worker = a_worker(leases, decide_at_once)
+    await worker.drain()
+    worker.offer(some_claims(2))
+    await worker.drain()
+    assert leases.released == ["0", "1"]
+    assert not worker.busy
+
+
+async def decide_at_once(claims: Sequence[Claim]) -> dict[str, Result]:
+    return deferred(claims)

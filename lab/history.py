@@ -1,0 +1,555 @@
+"""What was seen of the mesh from outside, and whether it can be true.
+
+A run (of real processes, or of the simulator) is written down as plain records with times: what was submitted,
+acknowledged, read, decided, accepted, and how everything stood at the end. The rules below are pure: history in,
+violations out. They know nothing of how the mesh works, only what it promises.
+
+    recorder = Recorder(now)
+    recorder.submitted("shop-1", request_id)
+    recorder.acknowledged("shop-1", request_id, await client.submit(...))
+    ...
+    for violation in check(recorder.records):
+        print(violation)
+
+A *reader* is one who asks one thing after another; answers that were awaited side by side are two readers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TextIO, TypeVar
+
+from lending.bureau.v1.bureau_service_pb2 import SourceReport
+from lending.intake.v1 import intake_service_pb2 as pb
+
+SOURCES = ("central_bank", "tax", "registry", "court", "bank_flow")
+OPEN = frozenset({"PENDING", "AWAITING_INFORMATION", "IN_REVIEW"})
+FINAL = frozenset({"DECIDED", "OFFER_ACCEPTED", "WITHDRAWN", "EXPIRED"})
+_AFTER = {"DECIDED": FINAL, "OFFER_ACCEPTED": {"OFFER_ACCEPTED"}, "WITHDRAWN": {"WITHDRAWN"}, "EXPIRED": {"EXPIRED"}}
+"""Which states may follow a final one; any may follow an open one."""
+_COMPLETE = frozenset({"FRESH", "NOT_FOUND"})
+
+
+# --- Records. `at` is when it was seen, in seconds of whatever clock the recorder was handed. ---
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A client asked to store an application; whether it was is not known yet."""
+
+    at: float
+    client: str
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """The mesh said that it is stored."""
+
+    at: float
+    client: str
+    request_id: str
+    name: str
+    revision: int
+    state: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """Somebody was shown an application. `digest` is the decision's, '' where none was shown."""
+
+    at: float
+    reader: str
+    name: str
+    revision: int
+    state: str
+    assessment: int
+    digest: str
+    accepted_offer: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One offer of a decision."""
+
+    id: str
+    principal_fen: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """How one source stood in the evidence; `usable_until` in seconds since 1970, None where there was no answer."""
+
+    source: str
+    state: str
+    usable_until: float | None
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision as shown. `reports` is empty unless it was explained; `decided_at` in seconds since 1970."""
+
+    at: float
+    name: str
+    assessment: int
+    outcome: str
+    digest: str
+    decided_at: float
+    offers: tuple[Offer, ...]
+    reports: tuple[Report, ...] = ()
+
+
+@dataclass(frozen=True)
+class AcceptAsked:
+    """A client asked to accept an offer; whether it was is not known yet."""
+
+    at: float
+    client: str
+    name: str
+    offer_id: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The mesh said that the offer is accepted."""
+
+    at: float
+    client: str
+    name: str
+    offer_id: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """One entry of an application's own history."""
+
+    seq: int
+    kind: str
+    assessment: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """An application's whole history, as the mesh tells it."""
+
+    at: float
+    name: str
+    events: tuple[Event, ...]
+    chain_intact: bool
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an application stands at the end of the run.
+
+    owner  who works on it, where that can be seen from outside; else ''.
+    due_at, estimate_at  by when something must happen or is expected, seconds since 1970; None where nothing is said.
+    """
+
+    at: float
+    name: str
+    revision: int
+    state: str
+    assessment: int
+    digest: str
+    accepted_offer: str
+    owner: str
+    due_at: float | None
+    estimate_at: float | None
+
+
+Record = Submitted | Acknowledged | Read | Decided | AcceptAsked | Accepted | Told | Standing
+_KINDS: dict[str, type[Record]] = {
+    kind.__name__: kind for kind in (Submitted, Acknowledged, Read, Decided, AcceptAsked, Accepted, Told, Standing)
+}
+_PARTS = {"offers": Offer, "reports": Report, "events": Event}
+
+
+# --- Writing down ---
+
+
+class Recorder:
+    """Turns what a caller of the mesh sees into records.
+
+    now   where `at` comes from.
+    sink  each record is also written there at once, as one JSON line: a run that is killed leaves its history.
+    """
+
+    def __init__(self, now: Callable[[], float], sink: TextIO | None = None) -> None:
+        self.records: list[Record] = []
+        self._now = now
+        self._sink = sink
+        self._decisions: set[tuple[str, int, str]] = set()
+
+    def add(self, record: Record) -> None:
+        """Append a record made elsewhere."""
+        self.records.append(record)
+        if self._sink:
+            self._sink.write(_to_line(record))
+
+    def submitted(self, client: str, request_id: str) -> None:
+        """A client is about to submit."""
+        self.add(Submitted(self._now(), client, request_id))
+
+    def acknowledged(self, client: str, request_id: str, application: pb.Application, reader: str = "") -> None:
+        """The answer to a submit; it is a read, too, by `reader` where the client is several."""
+        name, state = application.name, _state(application)
+        self.add(Acknowledged(self._now(), client, request_id, name, application.revision, state))
+        self.read(reader or client, application)
+
+    def read(self, reader: str, application: pb.Application) -> None:
+        """An application as GetApplication, WatchApplication or a change showed it (lists leave reasons out)."""
+        assessment, digest = self._decision(application)
+        self.add(
+            Read(self._now(), reader, application.name, application.revision, _state(application), assessment, digest,
+                 application.accepted_offer_id)
+        )  # fmt: skip
+
+    def explained(self, name: str, response: pb.ExplainDecisionResponse) -> None:
+        """A decision with the evidence it rests on."""
+        self.add(_decided(self._now(), name, response.decision, response.profile.reports))
+
+    def accept_asked(self, client: str, name: str, offer_id: str) -> None:
+        """A client is about to accept an offer."""
+        self.add(AcceptAsked(self._now(), client, name, offer_id))
+
+    def accepted(self, client: str, offer_id: str, application: pb.Application, reader: str = "") -> None:
+        """The answer to an acceptance; it is a read, too."""
+        self.add(Accepted(self._now(), client, application.name, offer_id))
+        self.read(reader or client, application)
+
+    def told(self, name: str, events: Iterable[pb.Event], chain_intact: bool) -> None:
+        """An application's whole history, all pages of it."""
+        seen = tuple(Event(int(e.name.rsplit("/", 1)[1]), e.kind, e.details.get("assessment", "")) for e in events)
+        self.add(Told(self._now(), name, seen, chain_intact))
+
+    def standing(self, application: pb.Application, owner: str = "") -> None:
+        """How an application stands when the run is over."""
+        assessment, digest = self._decision(application)
+        self.add(
+            Standing(
+                self._now(), application.name, application.revision, _state(application), assessment, digest,
+                application.accepted_offer_id, owner,
+                _seconds(application.due_time) if application.HasField("due_time") else None,
+                _seconds(application.estimate_time) if application.HasField("estimate_time") else None,
+            )
+        )  # fmt: skip
+
+    def _decision(self, application: pb.Application) -> tuple[int, str]:
+        """Assessment and digest of the decision shown; a decision not seen before is written down."""
+        if not application.HasField("decision"):
+            return 0, ""
+        decided = _decided(self._now(), application.name, application.decision, ())
+        key = (decided.name, decided.assessment, decided.digest)
+        if key not in self._decisions:
+            self._decisions.add(key)
+            self.add(decided)
+        return decided.assessment, decided.digest
+
+
+def digest_of(decision: pb.Decision) -> str:
+    """Short hash of what was decided. Texts do not count: they are made when somebody asks for them."""
+    bare = pb.Decision()
+    bare.CopyFrom(decision)
+    for reason in bare.reasons:
+        reason.ClearField("text_zh")
+        reason.ClearField("text_en")
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:16]
+
+
+def _decided(at: float, name: str, decision: pb.Decision, reports: Iterable[SourceReport]) -> Decided:
+    return Decided(
+        at, name, decision.assessment, pb.Decision.Outcome.Name(decision.outcome).removeprefix("OUTCOME_"),
+        digest_of(decision), _seconds(decision.decide_time),
+        tuple(Offer(o.offer_id, o.principal_fen) for o in decision.offers),
+        tuple(
+            Report(
+                r.source, SourceReport.State.Name(r.state).removeprefix("STATE_"),
+                _seconds(r.usable_until_time) if r.HasField("usable_until_time") else None,
+            )
+            for r in reports
+        ),
+    )  # fmt: skip
+
+
+def _state(application: pb.Application) -> str:
+    return pb.Application.State.Name(application.state).removeprefix("STATE_")
+
+
+def _seconds(time: object) -> float:
+    return time.ToNanoseconds() / 1e9  # type: ignore[attr-defined, no-any-return]  # Timestamps' stubs lack a Protocol.
+
+
+# --- Keeping ---
+
+
+def write(history: Iterable[Record], sink: TextIO) -> None:
+    """One JSON line a record; the same history gives the same bytes."""
+    sink.writelines(_to_line(record) for record in history)
+
+
+def read(source: Iterable[str]) -> list[Record]:
+    """A history that was written down. Raises KeyError or TypeError for a line that is no record."""
+    return [_from_line(line) for line in source if line.strip()]
+
+
+def _to_line(record: Record) -> str:
+    return json.dumps({"record": type(record).__name__, **asdict(record)}, ensure_ascii=False) + "\n"
+
+
+def _from_line(line: str) -> Record:
+    said = json.loads(line)
+    kind = _KINDS[said.pop("record")]
+    for name, part in _PARTS.items():
+        if name in said:
+            said[name] = tuple(part(**one) for one in said[name])
+    return kind(**said)
+
+
+# --- Judging ---
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A promise that did not hold: for which application, and the records (mostly two) that contradict each other."""
+
+    rule: str
+    application: str
+    text: str
+    records: tuple[Record, ...]
+
+    def __str__(self) -> str:
+        return "\n    ".join([f"{self.rule}: {self.application}: {self.text}", *map(str, self.records)])
+
+
+History = Sequence[Record]
+R = TypeVar("R", bound=Record)
+
+
+def check(history: History, sources: Collection[str] = SOURCES) -> list[Violation]:
+    """All violations of all rules; empty where everything promised was kept.
+
+    sources  which sources complete evidence has to come from.
+    """
+    found = [violation for rule in RULES for violation in rule(history)]
+    return found + declines_rest_on_evidence(history, sources)
+
+
+def nothing_is_lost(history: History) -> list[Violation]:
+    """Each acknowledged application is decided in the end, or open with an owner or a time."""
+    last = {standing.name: standing for standing in _all(history, Standing)}
+    found = []
+    for first in _first_of_each(_all(history, Acknowledged), lambda record: record.name):
+        end = last.get(first.name)
+        if end is None:
+            found.append(Violation("nothing_is_lost", first.name, "acknowledged, and not there at the end", (first,)))
+        elif end.state not in FINAL and (
+            end.state not in OPEN or (not end.owner and end.due_at is None and end.estimate_at is None)
+        ):
+            text = f"acknowledged, and {end.state} at the end with neither owner nor time"
+            found.append(Violation("nothing_is_lost", first.name, text, (first, end)))
+    return found
+
+
+def decided_once(history: History) -> list[Violation]:
+    """One assessment has one decision, and its history tells of one."""
+    found = []
+    seen: dict[tuple[str, int], Decided] = {}
+    for decided in _all(history, Decided):
+        first = seen.setdefault((decided.name, decided.assessment), decided)
+        if first.digest != decided.digest:
+            text = f"assessment {decided.assessment} has two decisions"
+            found.append(Violation("decided_once", decided.name, text, (first, decided)))
+    for told in _all(history, Told):
+        assessments = [event.assessment for event in told.events if event.kind == "decided"]
+        if len(assessments) != len(set(assessments)):
+            text = f"decided {len(assessments)} times, in assessments {', '.join(assessments)}"
+            found.append(Violation("decided_once", told.name, text, (told,)))
+    return found
+
+
+def readers_agree(history: History) -> list[Violation]:
+    """Whoever is shown the same revision is shown the same state, decision and accepted offer."""
+    found = []
+    seen: dict[tuple[str, int], Read | Standing] = {}
+    for read in history:
+        if not isinstance(read, Read | Standing):
+            continue
+        first = seen.setdefault((read.name, read.revision), read)
+        shown = [(r.state, r.assessment, r.digest, r.accepted_offer) for r in (first, read)]
+        if shown[0] != shown[1]:
+            text = f"revision {read.revision} was shown in two ways"
+            found.append(Violation("readers_agree", read.name, text, (first, read)))
+    return found
+
+
+def readers_go_forward(history: History) -> list[Violation]:
+    """No reader is shown an older revision than before, nor a state that cannot follow the one before."""
+    found = []
+    seen: dict[tuple[str, str], Read] = {}
+    for read in _all(history, Read):
+        before = seen.get((read.reader, read.name))
+        seen[read.reader, read.name] = read
+        if before is None:
+            continue
+        if read.revision < before.revision:
+            text = f"{read.reader} was shown revision {read.revision} after {before.revision}"
+            found.append(Violation("readers_go_forward", read.name, text, (before, read)))
+        elif read.state not in _AFTER.get(before.state, OPEN | FINAL):
+            text = f"{read.reader} was shown {read.state} after {before.state}"
+            found.append(Violation("readers_go_forward", read.name, text, (before, read)))
+    return found
+
+
+def requests_keep_their_name(history: History) -> list[Violation]:
+    """One request_id of a client is one application, however often it is sent, and nobody else's."""
+    found = []
+    name_of: dict[tuple[str, str], Acknowledged] = {}
+    request_of: dict[str, Acknowledged] = {}
+    for answer in _all(history, Acknowledged):
+        first = name_of.setdefault((answer.client, answer.request_id), answer)
+        if first.name != answer.name:
+            text = f"request {answer.request_id} of {answer.client} is {first.name} as well"
+            found.append(Violation("requests_keep_their_name", answer.name, text, (first, answer)))
+        other = request_of.setdefault(answer.name, answer)
+        if (other.client, other.request_id) != (answer.client, answer.request_id):
+            text = "answered to two requests"
+            found.append(Violation("requests_keep_their_name", answer.name, text, (other, answer)))
+    return found
+
+
+def acceptances_add_up(history: History) -> list[Violation]:
+    """An accepted offer is one of the decision's, asked for, the only one, and still accepted at the end."""
+    rule = "acceptances_add_up"
+    found = []
+    decided = {record.name: record for record in _all(history, Decided)}
+    asked = {(record.name, record.offer_id) for record in _all(history, AcceptAsked)}
+    ends = {record.name: record for record in _all(history, Standing)}
+    first: dict[str, Accepted] = {}
+    for accepted in _all(history, Accepted):
+        before = first.setdefault(accepted.name, accepted)
+        if before.offer_id != accepted.offer_id:
+            text = f"both {before.offer_id} and {accepted.offer_id} were accepted"
+            found.append(Violation(rule, accepted.name, text, (before, accepted)))
+    for name, accepted in first.items():
+        end = ends.get(name)
+        if end and end.accepted_offer != accepted.offer_id:
+            text = f"{accepted.offer_id} was accepted, and {end.accepted_offer or 'none'} is at the end"
+            found.append(Violation(rule, name, text, (accepted, end)))
+    for shown in history:
+        if not isinstance(shown, Read | Standing) or not shown.accepted_offer:
+            continue
+        decision = decided.get(shown.name)
+        if decision is None or shown.accepted_offer not in {offer.id for offer in decision.offers}:
+            text = f"{shown.accepted_offer} is none of the decision's offers"
+            found.append(Violation(rule, shown.name, text, (*([decision] if decision else ()), shown)))
+        elif (shown.name, shown.accepted_offer) not in asked:
+            text = f"{shown.accepted_offer} is accepted, and nobody asked for it"
+            found.append(Violation(rule, shown.name, text, (decision, shown)))
+    return found + _sums_differ(history)
+
+
+def _sums_differ(history: History) -> list[Violation]:
+    """Money: what clients were told they owe is what the mesh has on record, over the whole run."""
+    principal = {(r.name, o.id): o.principal_fen for r in _all(history, Decided) for o in r.offers}
+    ends = _all(history, Standing)
+    told = {r.name: principal.get((r.name, r.offer_id), 0) for r in _all(history, Accepted)}
+    recorded = {r.name: principal.get((r.name, r.accepted_offer), 0) for r in ends if r.accepted_offer}
+    # An acceptance whose answer was lost is on record and was told to nobody; both are right.
+    unanswered = {r.name for r in _all(history, AcceptAsked)} - told.keys()
+    on_record = sum(fen for name, fen in recorded.items() if name not in unanswered)
+    if not ends or sum(told.values()) == on_record:
+        return []
+    text = f"clients were told of {sum(told.values())} fen accepted, and {on_record} fen are on record"
+    differing = sorted(name for name in told.keys() | recorded.keys() if told.get(name) != recorded.get(name))
+    records = [r for r in history if isinstance(r, Accepted | Standing) and r.name in differing[:1]]
+    return [Violation("acceptances_add_up", ", ".join(differing[:1]), text, tuple(records))]
+
+
+def events_hold(history: History) -> list[Violation]:
+    """An application's own history starts with its acceptance, has no gap, and its chain of hashes holds.
+
+    It tells as many events as the newest revision that anybody was shown.
+    """
+    found = []
+    newest: dict[str, Read] = {}
+    for read in history:
+        if isinstance(read, Read):
+            before = newest.get(read.name)
+            newest[read.name] = read if before is None or read.revision > before.revision else before
+        elif isinstance(read, Told):
+            numbers = [event.seq for event in read.events]
+            if not read.chain_intact:
+                found.append(Violation("events_hold", read.name, "the chain of hashes is broken", (read,)))
+            elif numbers != list(range(1, len(numbers) + 1)) or not numbers or read.events[0].kind != "accepted":
+                text = f"events are {', '.join(f'{e.seq} {e.kind}' for e in read.events) or 'none'}"
+                found.append(Violation("events_hold", read.name, text, (read,)))
+            elif (shown := newest.get(read.name)) and shown.revision > len(numbers):
+                text = f"revision {shown.revision} was shown, and there are {len(numbers)} events"
+                found.append(Violation("events_hold", read.name, text, (shown, read)))
+    return found
+
+
+def declines_rest_on_evidence(history: History, sources: Collection[str] = SOURCES) -> list[Violation]:
+    """Each decline cites an answer from every source, each in date at the moment of the decision.
+
+    A decline that nobody had explained cannot be judged, and so is a violation: explain every one.
+    """
+    rule = "declines_rest_on_evidence"
+    found = []
+    explained = {(r.name, r.assessment) for r in _all(history, Decided) if r.reports}
+    for decided in _all(history, Decided):
+        if decided.outcome != "DECLINED":
+            continue
+        if (decided.name, decided.assessment) not in explained:
+            found.append(Violation(rule, decided.name, "declined, and never explained", (decided,)))
+        elif decided.reports and (gaps := list(_gaps(decided, sources))):
+            found.append(Violation(rule, decided.name, f"declined with {', '.join(gaps)}", (decided,)))
+    return found
+
+
+def _gaps(decided: Decided, sources: Collection[str]) -> Iterator[str]:
+    reports = {report.source: report for report in decided.reports}
+    for source in dict.fromkeys([*sources, *reports]):
+        report = reports.get(source)
+        if report is None:
+            yield f"no word of {source}"
+        elif report.state not in _COMPLETE:
+            yield f"{source} {report.state}"
+        elif report.usable_until is None or report.usable_until <= decided.decided_at:
+            yield f"{source} out of date"
+
+
+RULES: tuple[Callable[[History], list[Violation]], ...] = (
+    nothing_is_lost,
+    decided_once,
+    readers_agree,
+    readers_go_forward,
+    requests_keep_their_name,
+    acceptances_add_up,
+    events_hold,
+)
+"""All but `declines_rest_on_evidence`, which needs to know the sources."""
+
+
+def by_rule(violations: Iterable[Violation]) -> dict[str, list[Violation]]:
+    """The violations under the rules they break."""
+    found: dict[str, list[Violation]] = defaultdict(list)
+    for violation in violations:
+        found[violation.rule].append(violation)
+    return dict(found)
+
+
+def _all(history: History, kind: type[R]) -> list[R]:
+    return [record for record in history if isinstance(record, kind)]
+
+
+def _first_of_each(records: Iterable[R], key: Callable[[R], str]) -> list[R]:
+    first: dict[str, R] = {}
+    for record in records:
+        first.setdefault(key(record), record)
+    return list(first.values())

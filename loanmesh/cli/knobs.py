@@ -1,0 +1,58 @@
+"""`loanmesh settings SERVICE`: every knob with the value in force."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from loanmesh.runtime.knobs import knobs
+from loanmesh.runtime.setting_file import SECTIONS
+from loanmesh.runtime.settings import ServiceSettings, load, prefix_of
+
+__all__ = ["SECTIONS", "Line", "in_force", "show"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One knob as it stands."""
+
+    name: str
+    value: Any
+    default: Any
+    allowed: str
+    doc: str
+
+
+def in_force(service: str) -> list[Line]:
+    """The knobs of a service, secrets masked. Ends the process with 2 where one is wrong, as a start would."""
+    settings_class = _class(service)
+    settings, unset = load(settings_class), settings_class.model_construct()
+    return [
+        Line(knob.name, knob.value(settings), knob.value(unset), knob.allowed, knob.doc)
+        for knob in knobs(settings_class, prefix_of(settings_class))
+    ]
+
+
+def show(console: Console, lines: list[Line]) -> None:
+    """Name and value, then what it does; values that are not the default stand out. Names are never cut."""
+    for line in lines:
+        value = f"[bold]{escape(str(line.value))}[/] (default {escape(str(line.default))})"
+        console.print(
+            f"{line.name} = {value if line.value != line.default else escape(str(line.value))}", soft_wrap=True
+        )
+        console.print(f"    [dim]{escape(line.doc)} Allowed: {escape(line.allowed)}.[/]", soft_wrap=True)
+
+
+def _class(service: str) -> type[ServiceSettings]:
+    from services.bureau.settings import BureauSettings
+    from services.intake.settings import IntakeSettings
+    from services.pricing.settings import PricingSettings
+    from services.scoring.settings import ScoringSettings
+
+    classes: dict[str, type[ServiceSettings]] = {
+        "intake": IntakeSettings, "bureau": BureauSettings, "scoring": ScoringSettings, "pricing": PricingSettings,
+    }  # fmt: skip
+    return classes[service]

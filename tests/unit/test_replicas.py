@@ -1,0 +1,38 @@
+"""Numbers of replicas as a person writes them, and where the control socket of a state is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loanmesh.cli.control import NoMesh, ask, path_of
+from loanmesh.cli.mesh import read_replicas
+
+
+def test_replicas_are_read_from_one_word_or_several() -> None:
+    assert read_replicas(["intake=2,bureau=3", "pricing=1"]) == {"intake": 2, "bureau": 3, "pricing": 1}
+    assert read_replicas([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("intake", "SERVICE=NUMBER"), ("intake=two", "SERVICE=NUMBER"), ("intake=-1", "SERVICE=NUMBER"),
+     ("intake=0", "1 to 16"), ("intake=17", "1 to 16"), ("sandbox=2", "sandbox"), ("moon=2", "moon")],
+)  # fmt: skip
+def test_what_cannot_be_is_named(word: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_replicas([word])
+
+
+def test_the_control_socket_has_a_path_that_sockets_can_have(tmp_path: Path) -> None:
+    assert path_of(Path("/run/mesh")) == Path("/run/mesh/control")
+    deep = [tmp_path / ("x" * 60) / ("y" * 60) / end for end in "ab"]
+    assert all(len(str(path_of(state))) < 100 for state in deep)
+    assert path_of(deep[0]) != path_of(deep[1])
+    assert path_of(deep[0]) == path_of(deep[0])
+
+
+async def test_asking_where_no_mesh_runs_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NoMesh, match=str(tmp_path)):
+        await ask(tmp_path, {})
