@@ -40,6 +40,8 @@ class Node:
         self.name = name
         self.alive = True
         self.paused = False
+        self.left = False
+        """Whether it ended of its own accord."""
         self.skew_s = 0.0
         """How far its clock of the day is off."""
         self.doomed = False
@@ -234,7 +236,8 @@ class VirtualLoop:
 
     def failed_tasks(self) -> Iterator[BaseException]:
         """What ended tasks that nobody waited for: a loop of a service that died unseen."""
-        for node in [*self.nodes, *self._buried]:
+        # Of who died suddenly, nobody knows what it would still have noticed.
+        for node in [*self.nodes, *(node for node in self._buried if node.left)]:
             for task in node.tasks:
                 if task.done() and not task.cancelled() and getattr(task, "_log_traceback", False):
                     error = task.exception()

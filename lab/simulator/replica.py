@@ -138,6 +138,7 @@ class Process(ABC):
             await self.server.stop(self.around.sizes.drain_s)
             await self.close()
             self.gone()
+            self.node.left = True
         self.kill()
 
     @abstractmethod

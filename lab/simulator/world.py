@@ -361,7 +361,7 @@ class World:
             seen.add((client, request_id))
 
     def _overtaken(self) -> Iterator[Violation]:
-        """In a rush, who is urgent waits for what is in memory already, and for nothing that lies in the store."""
+        """In a rush, who is urgent waits for what is under way and what memory holds, not for all that is stored."""
         rows = self.databases["intake"].ask(
             "SELECT a.id, a.priority, a.created_at, d.decided_at,"
             " (SELECT count(*) FROM event e WHERE e.application_id = a.id AND e.kind = 'deferred')"
@@ -371,7 +371,7 @@ class World:
         for application_id, priority, created_at, decided_at, deferrals in rows:
             overtook = sum(created_at < other < decided_at for other in patient)
             # Who had to wait for evidence was overtaken for a good reason.
-            if priority == pb.PRIORITY_INTERACTIVE and not deferrals and overtook > 2 * self.sizes.held_max:
+            if priority == pb.PRIORITY_INTERACTIVE and not deferrals and overtook > 3 * self.sizes.held_max:
                 yield Violation(
                     "urgent_goes_first", application_id, f"{overtook} of no urgency were decided before", ()
                 )
