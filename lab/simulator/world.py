@@ -34,8 +34,9 @@ FAULTS_OVER_S = 12.0
 """Faults begin within this time; callers come within it, too."""
 HEALED_AT_S = 20.0
 """By now everything that was broken is whole again, but who was frozen late, who goes on within a few seconds."""
-RECOVERY_S = 60.0
-"""Within this time after that everything must be decided: a lease, the longest backoff (24 s) twice, and some."""
+RECOVERY_S = 120.0
+"""Within this time after that everything must be decided: a lease, and the longest backoff (24 s) a few times, since a
+breaker with few callers needs two probes and a slow source may miss one's budget."""
 
 TOGETHER = 0.2
 """Share of runs in which one of the callers submits all it has with `submit_many`."""
