@@ -31,6 +31,7 @@ from services.bureau.settings import BrownoutSettings
 from services.bureau.sources import Source, load_sources
 from services.bureau.store import AnswerStore
 from services.intake.application import Claim
+from services.intake.arrival import Arrivals
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.main import labels
@@ -223,6 +224,7 @@ class Intake(Process):
         self.watch = Watch(store.revisions, clock, sizes.watch_poll_s, self._report)
         self.estimate = Estimate(store.backlog, clock)
         port = _Port(bureau, scoring, pricing, around.observer)
+        arrivals = Arrivals()
         pipeline = Pipeline(port, port, port, store, clock, around.dice, information_days=14)
         self.worker = Held(
             store,
@@ -235,6 +237,7 @@ class Intake(Process):
             poll_s=sizes.poll_s,
             settled=self._settled,
             report=self._report,
+            pressed=lambda: arrivals.pressed(clock.monotonic()),
         )
         # Beside what may be held: a claim under way, and what is being accepted.
         self.worker.observer, self.worker.limit = around.observer, 3 * sizes.held_max
@@ -250,6 +253,7 @@ class Intake(Process):
             lambda: around.ids(clock),
             accepts_waiting_max=64,
             queue_s_max=sizes.queue_s_max,
+            arrivals=arrivals,
         )
         add_IntakeServiceServicer_to_server(self.servicer, server.as_grpc)
         self.worker.start()
