@@ -22,10 +22,12 @@ from lab.population import Kind
 from lab.simulator.loop import EPOCH, Node, NodeClock, VirtualLoop
 from lab.simulator.network import Channel, Network, Observer
 from lab.simulator.sources import PEOPLE, population
-from loanmesh.client import CallFailed, Client, Unreachable
+from loanmesh.client import CallFailed, Client, Refused, Unreachable
 from loanmesh.client.transport import GrpcTransport
 
 LENDER = "lenders/demo"
+POISON = "poison"
+"""Channel of applications that trip a bug."""
 
 
 class SimTransport(GrpcTransport):
@@ -55,6 +57,8 @@ class Plan:
     """`watch`, or `poll`."""
     then: str
     """`accept`, `withdraw`, `ask` for an explanation with schedules, or '' for nothing."""
+    poison: bool = False
+    """Trips a bug of ours in the pipeline, whenever it is looked at: never decided, and nobody waits for it."""
 
     @property
     def request_id(self) -> str:
@@ -63,12 +67,14 @@ class Plan:
 
 
 @lru_cache(maxsize=200)
-def _application(kind: Kind, subject: int) -> bytes:
+def application_bytes(kind: Kind, subject: int) -> bytes:
+    """What a subject sends, serialised."""
     return json_format.ParseDict(population().application(kind, subject, EPOCH), pb.Application()).SerializeToString()
 
 
 def draw_plans(dice: random.Random, count: int, over_s: float) -> list[Plan]:
     """What a run's callers will do; most of it ordinary."""
+    poisoned = dice.randrange(count) if dice.random() < 0.06 else None
     return [
         Plan(
             number,
@@ -81,6 +87,7 @@ def draw_plans(dice: random.Random, count: int, over_s: float) -> list[Plan]:
             dice.choice(["tax", "court", "central_bank"]) if dice.random() < 0.12 else "",
             dice.choice(["watch", "poll"]),
             dice.choice(["accept", "accept", "withdraw", "ask", ""]),
+            number == poisoned,
         )
         for number in range(count)
     ]
@@ -117,29 +124,54 @@ class Shop:
         )
         self._stub = IntakeServiceStub(transport._channel)
 
-    def open(self, plans: Sequence[Plan]) -> asyncio.Task[Any]:
-        """Begin; done when all of the plans are."""
-        return self._loop.spawn(self._node, self._all(plans))
+    def open(self, plans: Sequence[Plan], together: bool = False) -> asyncio.Task[Any]:
+        """Begin; done when all of the plans are.
+
+        together  submit all in one go, when the first is due.
+        """
+        return self._loop.spawn(self._node, self._together(plans) if together else self._all(plans))
 
     async def _all(self, plans: Sequence[Plan]) -> None:
         await asyncio.gather(*(self._one(plan) for plan in plans))
 
     async def _one(self, plan: Plan) -> None:
         await self._clock.sleep(plan.at)
-        application = pb.Application.FromString(_application(plan.kind, plan.subject))
-        application.priority = plan.priority
-        if plan.without_consent:
-            kept = [c for c in application.consents if c.source != plan.without_consent]
-            del application.consents[:]
-            application.consents.extend(kept)
-        reader = f"{self.name}/{plan.number}"
-        hands = [self._submit(plan, application, f"{reader}{hand}") for hand in ("", "+")[: 1 + plan.twice]]
+        application = _application(plan)
+        hands = [self._submit(plan, application, f"{self._reader(plan)}{hand}") for hand in ("", "+")[: 1 + plan.twice]]
         answers = await asyncio.gather(*hands)
-        name = answers[0].name
+        await self._follow(plan, answers[0].name)
+
+    async def _together(self, plans: Sequence[Plan]) -> None:
+        await self._clock.sleep(min((plan.at for plan in plans), default=0.0))
+        left = {plan.request_id: plan for plan in plans}
+        names: dict[str, str] = {}
+        for plan in plans:
+            self._recorder.submitted(self.name, plan.request_id)
+        while left:
+            items = [(key, _application(plan)) for key, plan in left.items()]
+            try:
+                async for result in self._client.submit_many(items):
+                    if isinstance(result, Refused):
+                        self._observer.violate("nothing_sound_is_refused", "", f"of many: {result.error}")
+                        return
+                    assert result.application is not None
+                    plan = left.pop(result.request_id)
+                    names[result.request_id] = result.name
+                    self._recorder.acknowledged(self.name, result.request_id, result.application, self._reader(plan))
+            except Unreachable:
+                await self._clock.sleep(self._dice.uniform(0.2, 1.0))
+        await asyncio.gather(*(self._follow(plan, names[plan.request_id]) for plan in plans))
+
+    def _reader(self, plan: Plan) -> str:
+        return f"{self.name}/{plan.number}"
+
+    async def _follow(self, plan: Plan, name: str) -> None:
         self._observer.trace(f"{self.name} follows {plan.request_id} = {name[-12:]}")
-        decided = await self._decided(plan, name, reader)
+        if plan.poison:
+            return
+        decided = await self._decided(plan, name, self._reader(plan))
         if decided.state == pb.Application.STATE_DECIDED:
-            await self._react(plan, decided, reader)
+            await self._react(plan, decided, self._reader(plan))
 
     async def _submit(self, plan: Plan, application: pb.Application, reader: str) -> pb.Application:
         self._recorder.submitted(self.name, plan.request_id)
@@ -210,6 +242,18 @@ class Shop:
             except CallFailed as error:
                 self._observer.violate("nothing_sound_is_refused", "", f"{error.code}: {error}")
                 raise
+
+
+def _application(plan: Plan) -> pb.Application:
+    application = pb.Application.FromString(application_bytes(plan.kind, plan.subject))
+    application.priority = plan.priority
+    if plan.poison:
+        application.channel = POISON
+    if plan.without_consent:
+        kept = [c for c in application.consents if c.source != plan.without_consent]
+        del application.consents[:]
+        application.consents.extend(kept)
+    return application
 
 
 def _settled(application: pb.Application) -> bool:

@@ -161,6 +161,14 @@ class DatabaseServer:
         self._connection.execute("COMMIT")
         return value, None
 
+    def transact(self, script: Callable[[], Script[T]]) -> T:
+        """Run a script in one transaction, at no time."""
+        value, error = self.perform(lambda c: drive(script(), lambda statement: _perform(c, statement)))
+        if error:
+            raise error
+        answer: T = value
+        return answer
+
     def _answer(self, job: _Job) -> None:
         if self._under_way.pop(job.number, None):
             self._loop.post(job.node, 0.0, _settle, job)

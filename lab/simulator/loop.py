@@ -42,14 +42,34 @@ class Node:
         self.paused = False
         self.skew_s = 0.0
         """How far its clock of the day is off."""
-        self.dies_in: int | None = None
-        """Callbacks until it is killed; None: it is not meant to be."""
-        self.freezes_in: int | None = None
-        """Callbacks until it is paused; None: it is not meant to be."""
+        self.doomed = False
+        """Whether callbacks are counted down to its death or its freezing."""
+        self._dies_in: int | None = None
+        self._freezes_in: int | None = None
         self.ready: deque[Handle] = deque()
         # All of them, to the end of the run: a dead process must not be tidied up by the garbage collector meanwhile.
         self.tasks: list[asyncio.Task[Any]] = []
         self.on_death: list[Callable[[], None]] = []
+
+    def die_after(self, callbacks: int) -> None:
+        """Be killed when so many more have run."""
+        self._dies_in, self.doomed = callbacks, True
+
+    def freeze_after(self, callbacks: int | None) -> None:
+        """Be paused when so many more have run; None: not, after all."""
+        self._freezes_in = callbacks
+        self.doomed = callbacks is not None or self._dies_in is not None
+
+    def count_down(self) -> bool:
+        """One more has run; whether it dies of it. Between two awaits, wherever the process happens to be."""
+        if self._freezes_in is not None:
+            self._freezes_in -= 1
+            if self._freezes_in <= 0:
+                self.paused = True
+                self.freeze_after(None)
+        if self._dies_in is not None:
+            self._dies_in -= 1
+        return self._dies_in is not None and self._dies_in <= 0
 
 
 class Handle:
@@ -90,6 +110,7 @@ class VirtualLoop:
         """Seconds since the run began, everywhere the same."""
         self.handles = 0
         """Callbacks run so far."""
+        self.handles_max = HANDLES_MAX
         self.world = Node("world")
         self.current = self.world
         self.nodes = [self.world]
@@ -157,30 +178,20 @@ class VirtualLoop:
         """One round of a process: what is ready now, not what becomes so meanwhile."""
         self.current = node
         ready = node.ready
-        for _ in range(len(ready)):
+        count = len(ready)
+        self.handles += count
+        for _ in range(count):
             handle = ready.popleft()
             if handle.dropped:
                 continue
-            self.handles += 1
             handle.context.run(handle.callback, *handle.args)
-            if node.dies_in is not None or node.freezes_in is not None:
-                self._count_down(node)
+            if node.doomed and node.count_down():
+                self.kill(node)
             if node.paused or not node.alive:
                 break
         self.current = self.world
-        if self.handles > HANDLES_MAX:
-            raise Stuck(f"{HANDLES_MAX} callbacks, the last for {node.name}, and no end")
-
-    def _count_down(self, node: Node) -> None:
-        """Between two awaits, wherever the process happens to be."""
-        if node.freezes_in is not None:
-            node.freezes_in -= 1
-            if node.freezes_in <= 0:
-                node.freezes_in, node.paused = None, True
-        if node.dies_in is not None:
-            node.dies_in -= 1
-            if node.dies_in <= 0:
-                self.kill(node)
+        if self.handles > self.handles_max:
+            raise Stuck(f"{self.handles_max} callbacks, the last for {node.name}, and no end")
 
     def _next_timer(self, at_most_s: float) -> None:
         if not self._timers:
@@ -201,6 +212,8 @@ class VirtualLoop:
         tracing, previous = logging.getLogger("opentelemetry.context"), asyncio._get_running_loop()
         tracing.disabled = True  # It complains of each span that is closed from outside its context.
         asyncio._set_running_loop(self._asyncio)
+        filters = warnings.filters[:]
+        warnings.simplefilter("ignore", RuntimeWarning)  # Of coroutines that were never begun.
         try:
             for node in [*self.nodes, *self._buried]:
                 node.ready.clear()
@@ -208,14 +221,14 @@ class VirtualLoop:
                 for task in node.tasks:
                     if not task.done():
                         task._log_destroy_pending = False  # type: ignore[attr-defined]  # Private, and meant for this.
-                        with contextlib.suppress(RuntimeError, ValueError), warnings.catch_warnings():
-                            warnings.simplefilter("ignore", RuntimeWarning)  # Of one that was never begun.
+                        with contextlib.suppress(RuntimeError, ValueError):
                             task.get_coro().close()
                 node.tasks.clear()
             self.nodes.clear()
             self._buried.clear()
         finally:
             asyncio._set_running_loop(previous)
+            warnings.filters[:] = filters  # type: ignore[index]  # A list, whatever its stub says.
             tracing.disabled = False
             sys.unraisablehook = hook
 

@@ -39,7 +39,7 @@ from services.intake.ports import Case, Result
 from services.pricing import decide
 from services.pricing.evidence import evidence as evidence_of
 
-SEEDS = 600
+SEEDS = 1500
 """How many seeds a mutant may survive."""
 
 
@@ -277,6 +277,38 @@ def reads_from_a_cache() -> Iterator[None]:
 
 
 # --- The worker ---
+
+
+@contextmanager
+def one_bug_spoils_the_batch() -> Iterator[None]:
+    """What fails together is tried again together, for ever."""
+    real = worker.Worker._work
+
+    async def work(self: worker.Worker, batch: Sequence[Claim]) -> None:
+        # Within the batch that failed, nobody else is tried.
+        if not any(claim.id in self.__dict__.setdefault("_failing", set()) for claim in batch):
+            self.__dict__["_failing"] |= {claim.id for claim in batch}
+            try:
+                await real(self, batch)
+            finally:
+                self.__dict__["_failing"] -= {claim.id for claim in batch}
+
+    with swapped(worker.Worker, "_work", work):
+        yield
+
+
+@contextmanager
+def replays_under_todays_clock() -> Iterator[None]:
+    """A replay prices the stored evidence as of now."""
+    real = mesh.GrpcPricing.price
+
+    async def price(self: mesh.GrpcPricing, cases: Sequence[Case]) -> Any:
+        for case in cases:
+            case.as_of = None
+        return await real(self, cases)
+
+    with swapped(mesh.GrpcPricing, "price", price):
+        yield
 
 
 @contextmanager
@@ -532,6 +564,8 @@ MUTANTS: Mapping[str, tuple[Plant, Sequence[str]]] = {
         (draining_goes_on_claiming, ["who_drains_gives_back"]),
         (drains_without_giving_back, ["who_drains_gives_back"]),
         (owner_name_used_again, LATE),
+        (one_bug_spoils_the_batch, LATE),
+        (replays_under_todays_clock, ["decisions_replay"]),
         (holds_whatever_comes, ["memory_is_bounded"]),
         (tells_what_was_not_committed, ["readers_agree"]),
         (declines_on_missing_evidence, ["declines_rest_on_evidence"]),

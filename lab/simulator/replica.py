@@ -16,6 +16,7 @@ from lending.pricing.v1.pricing_service_pb2_grpc import add_PricingServiceServic
 from lending.scoring.v1.scoring_service_pb2_grpc import add_ScoringServiceServicer_to_server
 from lending.type.v1.party_pb2 import Party
 
+from lab.simulator.callers import POISON
 from lab.simulator.database import DatabaseServer
 from lab.simulator.loop import NodeClock, VirtualLoop
 from lab.simulator.network import Channel, Network, Observer, Retry, Server, asked_for
@@ -151,6 +152,10 @@ class Process(ABC):
         """Close what was opened."""
 
 
+class Poison(Exception):
+    """A bug of ours that one application trips; it takes the whole batch with it."""
+
+
 class Asking:
     """Stands before a port of the pipeline and counts the attempts that each question of it costs."""
 
@@ -160,6 +165,8 @@ class Asking:
         self._observer = observer
 
     async def __call__(self, cases: Sequence[Case]) -> Any:
+        if self._what == "bureau" and any(case.application.channel == POISON for case in cases):
+            raise Poison
         attempts = [0]
         asked_for.set(attempts)
         try:
@@ -275,6 +282,8 @@ class Intake(Process):
     def _report(self, event: str, **facts: Any) -> None:
         self.trouble = True
         self.around.observer.trace(f"{self.name} reports {event} {facts.get('count', '')}")
+        if isinstance(facts.get("exc_info"), Poison):
+            return
         # What mends itself is a database that is away; anything else is a bug that a loop survived.
         if facts.get("exc_info") or facts.get("error_type", "DependencyDown") != "DependencyDown":
             text = f"{self.name} reports {event} {facts.get('exc_info')!r}"

@@ -16,16 +16,16 @@ import structlog
 from lending.intake.v1 import intake_service_pb2 as pb
 
 from lab import history
-from lab.history import Acknowledged, Record, Recorder, Submitted, Violation
+from lab.history import Acknowledged, Decided, Record, Recorder, Submitted, Violation
 from lab.population import SOURCES
-from lab.simulator.callers import LENDER, Plan, Shop, draw_plans, draw_rush
+from lab.simulator.callers import LENDER, POISON, Plan, Shop, draw_plans, draw_rush
 from lab.simulator.database import INTAKE_GUARDS, DatabaseServer, blank
 from lab.simulator.faults import AT_PLACES, Fault, draw_faults, draw_rush_faults
 from lab.simulator.loop import EPOCH_S, NodeClock, Stuck, VirtualLoop
 from lab.simulator.network import Network, Weather
 from lab.simulator.replica import SERVICES, Intake, Process, Sizes, Surroundings, hashed, known_sources
 from lab.simulator.sources import PEOPLE, Sources, facts_of, population
-from loanmesh.runtime.errors import NotFound
+from loanmesh.runtime.errors import DependencyDown, NotFound
 from services.bureau.profile import Answer
 from services.bureau.tables import metadata as bureau_tables
 from services.intake.tables import metadata as intake_tables
@@ -37,6 +37,8 @@ HEALED_AT_S = 20.0
 RECOVERY_S = 60.0
 """Within this time after that everything must be decided: a lease, the longest backoff (24 s) twice, and some."""
 
+TOGETHER = 0.2
+"""Share of runs in which one of the callers submits all it has with `submit_many`."""
 RUSHES = 0.05
 """Share of runs in which nothing breaks, but more arrives at once than can be decided at once."""
 
@@ -173,7 +175,7 @@ class World:
                 process = self.processes[fault.whom]
                 if process.node.alive:
                     if fault.how:
-                        process.node.dies_in = int(fault.how)
+                        process.node.die_after(int(fault.how))
                     else:
                         process.kill()
                 await ends.wait()
@@ -182,10 +184,10 @@ class World:
                     self.start(fault.whom)
             case "pause":
                 node = self.processes[fault.whom].node
-                node.freezes_in = int(fault.how)
+                node.freeze_after(int(fault.how))
                 while not node.paused and not ends.is_set():
                     await clock.sleep(0.02)
-                node.freezes_in = None
+                node.freeze_after(None)
                 if node.paused:
                     await clock.sleep(fault.lasts_s)
                 node.paused = False
@@ -263,7 +265,8 @@ class World:
         for place in self.places:
             self.start(place)
         shops = [Shop(f"shop-{n}", self.loop, self.network, self.dice, self.recorder, self) for n in (1, 2)]
-        visits = [shop.open(self.plans[n::2]) for n, shop in enumerate(shops)]
+        together = self.dice.random() < TOGETHER
+        visits = [shop.open(self.plans[n::2], together and n == 1) for n, shop in enumerate(shops)]
         suffering = [self.loop.spawn(self.loop.world, self._suffer(fault)) for fault in self.faults]
         while not all(task.done() for task in suffering):
             await clock.sleep(0.5)
@@ -315,6 +318,21 @@ class World:
         for name in names:
             with contextlib.suppress(NotFound):  # Then it stands nowhere, and the checker says so.
                 await self._look_at(name, servicer)
+        decided = next((r.name for r in self.recorder.records if isinstance(r, Decided)), None)
+        if decided:
+            await self._replay(decided, servicer)
+
+    async def _replay(self, name: str, servicer: Any) -> None:
+        """One decision of the run, made once more from what was stored with it."""
+        clock = NodeClock(self.loop, self.loop.world)
+        for _ in range(10):
+            with contextlib.suppress(DependencyDown):  # A breaker may still be open from what went before.
+                replayed = await servicer.ReplayDecision(pb.ReplayDecisionRequest(name=name), None)
+                if not replayed.same:
+                    self.violate("decisions_replay", name, f"differs in {', '.join(replayed.differences)}")
+                return
+            await clock.sleep(1.0)
+        self.violate("decisions_replay", name, "cannot be replayed, though all is whole")
 
     async def _look_at(self, name: str, servicer: Any) -> None:
         shown = (await servicer.GetApplication(pb.GetApplicationRequest(name=name), None)).application
@@ -323,7 +341,7 @@ class World:
         if shown.HasField("decision"):
             explained = await servicer.ExplainDecision(pb.ExplainDecisionRequest(name=name), None)
             self.recorder.explained(name, explained)
-        if shown.state == pb.Application.STATE_PENDING:
+        if shown.state == pb.Application.STATE_PENDING and shown.channel != POISON:
             text = f"still pending {RECOVERY_S:g} s after all was whole, waiting for {', '.join(shown.waiting_for)}"
             self.violate("decided_in_time", name, text)
         self.recorder.standing(shown)

@@ -104,7 +104,7 @@ def test_a_process_can_die_between_any_two_awaits(loop: VirtualLoop) -> None:
     for callbacks in range(1, 6):
         steps: list[int] = []
         node = loop.add_node(f"victim-{callbacks}")
-        node.dies_in = callbacks
+        node.die_after(callbacks)
 
         async def works(steps: list[int] = steps, clock: NodeClock = NodeClock(loop, node)) -> None:  # noqa: B008
             for step in range(10):
