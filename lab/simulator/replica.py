@@ -39,6 +39,7 @@ from services.intake.main import labels
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Case, Deferred, Result
+from services.intake.quota import Quota
 from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.store import Store
@@ -261,6 +262,7 @@ class Intake(Process):
             accepts_waiting_max=64,
             queue_s_max=sizes.queue_s_max,
             arrivals=arrivals,
+            quota=Quota(0, 1),
         )
         add_IntakeServiceServicer_to_server(self.servicer, server.as_grpc)
         self.worker.start()

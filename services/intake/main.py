@@ -27,6 +27,7 @@ from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Deferred, Result
+from services.intake.quota import Quota
 from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
@@ -122,6 +123,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         settings.work.accepts_waiting_max,
         settings.work.queue_s_max,
         arrivals,
+        Quota(settings.quota.a_second, settings.quota.burst),
         current_traceparent,
     )
     vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))

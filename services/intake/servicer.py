@@ -19,7 +19,15 @@ from lending.type.v1.offer_pb2 import Offer
 from loanmesh.runtime.batching import Batcher
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.deadline import remaining_s
-from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, Overloaded, RequestIdConflict, WrongState
+from loanmesh.runtime.errors import (
+    DependencyDown,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    OverQuota,
+    RequestIdConflict,
+    WrongState,
+)
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.validation import violations
 from services.intake import application as domain
@@ -28,6 +36,7 @@ from services.intake.arrival import Arrivals, read_sent
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
 from services.intake.ports import Awaiting, Decided, Records
+from services.intake.quota import Quota
 from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
 from services.intake.worker import Worker
@@ -67,6 +76,7 @@ class IntakeServicer(IntakeServiceServicer):
         accepts_waiting_max: int,
         queue_s_max: float,
         arrivals: Arrivals,
+        quota: Quota,
         traceparent: Callable[[], str] = str,
     ) -> None:
         self._store = store
@@ -80,6 +90,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._new_id = new_id
         self._queue_s_max = queue_s_max
         self._arrivals = arrivals
+        self._quota = quota
         self._traceparent = traceparent
         self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
         self._aside_max = max(1, accepts_waiting_max // BATCH_ITEMS_MAX)
@@ -97,6 +108,7 @@ class IntakeServicer(IntakeServiceServicer):
         started = self._clock.monotonic()
         new = self._new(request.parent, request, client)
         self._admit(new.priority, delay_s)
+        self._require_quota(client, 1)
         wait_s = request.wait.ToNanoseconds() / 1e9
         with self._watch(new.id) as watching:
             stored = await self._accept(new)
@@ -127,6 +139,7 @@ class IntakeServicer(IntakeServiceServicer):
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
         self._admit(min((new.priority for _, new in good), default=pb.PRIORITY_BULK), delay_s)
+        self._require_quota(client, len(good))
         if len(self._aside) >= self._aside_max:
             raise Overloaded(f"{len(self._aside)} batches are being stored already; nothing was stored", retry_s=0.5)
         stored = await asyncio.shield(self._accept_aside([new for _, new in good]))
@@ -174,6 +187,11 @@ class IntakeServicer(IntakeServiceServicer):
         waited_s = max(delay_s, self._accepts.waited_s)
         if waited_s > self._queue_s_max * QUEUE_SHARES.get(priority, QUEUE_SHARE_OTHERS):
             raise Overloaded(f"storing is {waited_s:.1f} s behind; nothing was stored", retry_s=max(0.2, waited_s))
+
+    def _require_quota(self, client: str, count: int) -> None:
+        retry_s = self._quota.take(client, count, self._clock.monotonic())
+        if retry_s:
+            raise OverQuota(f"client {client!r} submits more than its quota; nothing was stored", retry_s)
 
     async def _accept(self, new: New) -> Stored:
         stored = await self._accepts.submit(new)
