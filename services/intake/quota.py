@@ -12,7 +12,9 @@ class Quota:
     """A token bucket a caller. A batch that exceeds what is left passes once, and is paid for before the next."""
 
     def __init__(self, a_second: float, burst: int) -> None:
-        """a_second  applications a second of each caller; 0: as many as it likes. burst  how many at once after a rest."""
+        """a_second  applications a second of each caller; 0: as many as it likes.
+        burst     how many at once after a rest.
+        """
         self._a_second = a_second
         self._burst = float(burst)
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
