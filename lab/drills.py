@@ -42,10 +42,11 @@ LEASE_S = 2.0
 
 @dataclass(frozen=True)
 class Call:
-    """When it was sent, how it ended, and what it is called where it was acknowledged."""
+    """When it was sent, what it is called where it was acknowledged in time, and why it failed where it was not."""
 
     sent_at: float
     name: str
+    why: str
 
     @property
     def failed(self) -> bool:
@@ -85,11 +86,12 @@ class Steady:
 
     async def _one(self, application: pb.Application) -> None:
         sent_at = self._clock.monotonic()
+        name = why = ""
         try:
             name = (await self._client.submit(application, deadline_s=DEADLINE_S)).name
-        except (CallFailed, Unreachable):
-            name = ""
-        self.calls.append(Call(sent_at, name))
+        except (CallFailed, Unreachable) as error:
+            why = f"{type(error).__name__}: {error}"
+        self.calls.append(Call(sent_at, name, why))
 
     def between(self, start: float, end: float) -> list[Call]:
         """Calls sent in [start, end)."""
@@ -142,6 +144,8 @@ class Drill:
             count += len(calls)
             failed += sum(call.failed for call in calls)
             last_s = max([last_s, *(call.sent_at - began for call in calls if call.failed)])
+            for why, times in Counter(call.why for call in calls if call.failed).most_common(3):
+                self._say(f"    {service}: {times} x {why}")
         share = failed / max(1, count)
         self._say(f"{name}: {failed} of {count} calls failed, the last {last_s:.1f} s after")
         rows = [at_most(f"{name}: share of client calls that failed", round(share, 4), "share", share_max)]

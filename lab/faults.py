@@ -108,12 +108,14 @@ async def rolling_restart(world: World) -> str:
 
 
 async def is_back(mesh: Outside, before: Replica, clock: Clock) -> bool:
-    """Wait until a replica runs as a new process; False when it does not in time, or was scaled away."""
+    """Wait until a replica serves as a new process; False when it does not in time, or was scaled away."""
     give_up = clock.monotonic() + BACK_WITHIN_S
     while clock.monotonic() < give_up:
         now = next((r for r in await mesh.replicas() if r.name == before.name), None)
-        if now is None or now.pid != before.pid:
-            return now is not None
+        if now is None:
+            return False
+        if now.pid != before.pid and now.ready:
+            return True
         await clock.sleep(LOOK_EVERY_S)
     return False
 

@@ -27,6 +27,7 @@ class Replica:
     name: str
     address: str
     pid: int
+    ready: bool
 
     def signal(self, number: signal.Signals) -> bool:
         """Send it a signal; whether it was still there."""
@@ -88,7 +89,9 @@ class Outside:
         """All processes, the sandbox too."""
         found = (await self.ask({}))["replicas"]
         return [
-            Replica(service, one["name"], one["address"], one["pid"]) for service, all_ in found.items() for one in all_
+            Replica(service, one["name"], one["address"], one["pid"], one["ready"])
+            for service, all_ in found.items()
+            for one in all_
         ]
 
     async def stop(self) -> None:

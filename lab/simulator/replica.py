@@ -32,12 +32,14 @@ from services.bureau.settings import BrownoutSettings
 from services.bureau.sources import Source, load_sources
 from services.bureau.store import AnswerStore
 from services.intake.application import Claim
+from services.intake.arrival import Arrivals
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.main import labels
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Case, Deferred, Result
+from services.intake.quota import Quota
 from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.store import Store
@@ -231,6 +233,7 @@ class Intake(Process):
         self.watch = Watch(store.revisions, clock, sizes.watch_poll_s, self._report)
         self.estimate = Estimate(store.backlog, clock)
         port = _Port(bureau, scoring, pricing, around.observer)
+        arrivals = Arrivals()
         pipeline = Pipeline(port, port, port, store, clock, around.dice, information_days=14)
         self.worker = Held(
             store,
@@ -243,6 +246,7 @@ class Intake(Process):
             poll_s=sizes.poll_s,
             settled=self._settled,
             report=self._report,
+            pressed=lambda: arrivals.pressed(clock.monotonic()),
         )
         # Beside what may be held: a claim under way, and what is being accepted.
         self.worker.observer, self.worker.limit = around.observer, 3 * sizes.held_max
@@ -258,6 +262,8 @@ class Intake(Process):
             lambda: around.ids(clock),
             accepts_waiting_max=64,
             queue_s_max=sizes.queue_s_max,
+            arrivals=arrivals,
+            quota=Quota(0, 1),
         )
         add_IntakeServiceServicer_to_server(self.servicer, server.as_grpc)
         self.worker.start()

@@ -51,6 +51,8 @@ class Part:
     environment: Mapping[str, str]
     process: asyncio.subprocess.Process | None = None
     address: str = ""
+    ready: bool = False
+    """Whether it serves; False while it starts, again after each end."""
     restarts: int = 0
     keeper: asyncio.Task[None] | None = None
 
@@ -106,7 +108,8 @@ class Mesh:
         """Addresses and pids, for machines."""
 
         def facts(part: Part) -> dict[str, object]:
-            return {"name": part.name, "address": part.address, "pid": part.process.pid if part.process else None}
+            pid = part.process.pid if part.process else None
+            return {"name": part.name, "address": part.address, "pid": pid, "ready": part.ready}
 
         return {
             "ready": "loanmesh",
@@ -300,6 +303,7 @@ class Mesh:
             await part.process.wait()
             raise CannotStart(f"{part.name} ended at once: {last_words(log, before)}")
         part.address = str(json.loads(line)["address"])
+        part.ready = True
 
     def _watch(self, part: Part) -> None:
         if part.keeper is None:
@@ -311,6 +315,7 @@ class Mesh:
             assert part.process
             started = self._clock.monotonic()
             code = await part.process.wait()
+            part.ready = False
             if self._clock.monotonic() - started > 30:
                 wait_s = RESTART_FIRST_S
             self._said(f"{part.name} ended ({code}); starting it again")

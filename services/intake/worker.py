@@ -21,6 +21,9 @@ T = TypeVar("T")
 LINGER_S = 0.02
 """How long held applications wait for the batch under way before another one starts beside it, unless it would be full.
 Large batches are cheap ones; a batch that waits for a slow source holds nobody up for longer than this."""
+RESTS = 3
+"""While requests queue at the door, deciding rests three times as long as its last batch took: what is stored can be
+decided later, but who is not answered in time is lost."""
 PACED_S = 2.0
 """Under a pace, how much work is held in memory: more would be kept from replicas that are free."""
 CLASS_SHARES = {1: 1.0, 2: 0.75}
@@ -42,6 +45,7 @@ class Worker:
 
     report   called with an event name and facts when something went wrong that mends itself.
     settled  called with what was committed, by application id.
+    pressed  whether requests queue at the door.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Worker:
         poll_s: float,
         settled: Callable[[Mapping[str, Result]], None],
         report: Callable[..., None],
+        pressed: Callable[[], bool] = lambda: False,
     ) -> None:
         self._leases = leases
         self._decide_batch = decide_batch
@@ -68,6 +73,8 @@ class Worker:
         self._poll_s = poll_s
         self._settled = settled
         self._report = report
+        self._pressed = pressed
+        self._rest_until = float("-inf")
         self._held = Held()
         self._pace = Pace()
         self._working: dict[str, Claim] = {}
@@ -155,6 +162,8 @@ class Worker:
             self._lingering = asyncio.create_task(self._linger(), context=contextvars.Context())
 
     def _may_start(self) -> bool:
+        if self._pressed() and (self._under_way or self._clock.monotonic() < self._rest_until):
+            return False
         if not self._under_way:
             return True
         waited_s = self._clock.monotonic() - self._held.came_first_at()
@@ -190,6 +199,8 @@ class Worker:
                 for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                     await self._work(half)
         finally:
+            ended_at = self._clock.monotonic()
+            self._rest_until = ended_at + RESTS * (ended_at - started_at)
             for claim in batch:
                 self._working.pop(claim.id, None)
 

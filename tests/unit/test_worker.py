@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import pytest
+
 from loanmesh.runtime import deadline
 from loanmesh.runtime.clock import FakeClock
 from services.intake.application import Claim
@@ -133,6 +135,29 @@ async def test_a_second_batch_starts_when_it_is_full_or_its_first_member_has_wai
     await turns()
     assert begun == [1, 4, 1]
     gate.set()
+    await worker.drain()
+
+
+async def test_deciding_rests_while_requests_queue_at_the_door() -> None:
+    clock = FakeClock()
+    pressed = True
+    begun: list[float] = []
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        begun.append(clock.monotonic())
+        clock.advance(0.1)
+        return deferred(claims)
+
+    worker = Worker(Leases(), decide_batch, clock, batch_max=4, batches=3, held_max=100, lease_s=9, poll_s=1,
+                    settled=lambda results: None, report=lambda *_, **__: None, pressed=lambda: pressed)  # fmt: skip
+    worker.offer(some_claims(12))
+    await turns(200)
+    assert begun == [0.0, pytest.approx(0.4, abs=0.03), pytest.approx(0.8, abs=0.06)]
+    pressed = False
+    worker.offer(some_claims(8, first=20))
+    await turns(200)
+    assert len(begun) == 5
+    assert begun[4] - begun[3] < 0.2
     await worker.drain()
 
 
