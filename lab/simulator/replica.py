@@ -31,6 +31,7 @@ from services.bureau.servicer import BureauServicer
 from services.bureau.settings import BrownoutSettings
 from services.bureau.sources import Source, load_sources
 from services.bureau.store import AnswerStore
+from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
 from services.intake.estimate import Estimate
@@ -261,9 +262,7 @@ class Intake(Process):
             clock,
             lambda: around.ids(clock),
             accepts_waiting_max=64,
-            queue_s_max=sizes.queue_s_max,
-            arrivals=arrivals,
-            quota=Quota(0, 1),
+            admission=Admission(sizes.queue_s_max, arrivals, Quota(0, 1), clock),
         )
         add_IntakeServiceServicer_to_server(self.servicer, server.as_grpc)
         self.worker.start()

@@ -20,6 +20,7 @@ from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, linked_span
 from loanmesh.runtime.vitals import Queue, Vitals
+from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
 from services.intake.estimate import Estimate
@@ -72,6 +73,8 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
     arrivals = Arrivals()
+    quota = Quota(settings.quota.a_second, settings.quota.burst)
+    admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
 
     async def backlog() -> int:
         return sum(count for _, _, count, _ in await store.backlog())
@@ -121,9 +124,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         clock,
         lambda: new_uuid7(clock),
         settings.work.accepts_waiting_max,
-        settings.work.queue_s_max,
-        arrivals,
-        Quota(settings.quota.a_second, settings.quota.burst),
+        admission,
         current_traceparent,
     )
     vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))

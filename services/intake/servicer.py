@@ -24,35 +24,25 @@ from loanmesh.runtime.errors import (
     InvalidRequest,
     NotFound,
     Overloaded,
-    OverQuota,
     RequestIdConflict,
     WrongState,
 )
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.validation import violations
 from services.intake import application as domain
+from services.intake.admission import Admission
 from services.intake.application import FINAL, New, Snapshot, State, Stored
-from services.intake.arrival import Arrivals, read_sent
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
 from services.intake.ports import Awaiting, Decided, Records
-from services.intake.quota import Quota
 from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
 from services.intake.worker import Worker
 
-DEFAULT_CLIENT = "local"
-CLIENT_HEADER = "loanmesh-client"
-SENT_HEADER = "loanmesh-sent-ms"
-"""Metadata: `SENDER:MS`, when the caller sent the call in milliseconds by a clock of its own that never jumps, and a
-name for that clock. Absent: the queue before our door is unknown."""
 QUEUE_HEADER = "loanmesh-queue-ms"
 """Trailing metadata: how long the request waited here before it was stored, milliseconds; callers slow down by it."""
 ACKNOWLEDGE_S = 0.2
 """A caller who waits for the decision hears by then that it is stored; most hear of the decision itself before."""
-QUEUE_SHARES = {int(pb.PRIORITY_INTERACTIVE): 1.0, int(pb.PRIORITY_PARTNER): 0.5}
-"""Share of the longest queue delay at which a class is turned away; what can wait goes first."""
-QUEUE_SHARE_OTHERS = 0.25
 BATCH_ITEMS_MAX = 500
 """As the contract says."""
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -74,9 +64,7 @@ class IntakeServicer(IntakeServiceServicer):
         clock: Clock,
         new_id: Callable[[], str],
         accepts_waiting_max: int,
-        queue_s_max: float,
-        arrivals: Arrivals,
-        quota: Quota,
+        admission: Admission,
         traceparent: Callable[[], str] = str,
     ) -> None:
         self._store = store
@@ -88,9 +76,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._labels = labels
         self._clock = clock
         self._new_id = new_id
-        self._queue_s_max = queue_s_max
-        self._arrivals = arrivals
-        self._quota = quota
+        self._admission = admission
         self._traceparent = traceparent
         self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
         self._aside_max = max(1, accepts_waiting_max // BATCH_ITEMS_MAX)
@@ -104,11 +90,10 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.SubmitApplicationRequest, context: _Context
     ) -> pb.SubmitApplicationResponse:
         """Store, acknowledge; wait for the decision where asked."""
-        client, delay_s = self._arrived(context)
+        client, delay_s = self._admission.arrived(context.invocation_metadata() or ())
         started = self._clock.monotonic()
         new = self._new(request.parent, request, client)
-        self._admit(new.priority, delay_s)
-        self._require_quota(client, 1)
+        self._admission.admit(client, new.priority, 1, max(delay_s, self._accepts.waited_s))
         wait_s = request.wait.ToNanoseconds() / 1e9
         with self._watch(new.id) as watching:
             stored = await self._accept(new)
@@ -128,7 +113,7 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.BatchSubmitApplicationsRequest, context: _Context
     ) -> pb.BatchSubmitApplicationsResponse:
         """Store many; each for itself."""
-        client, delay_s = self._arrived(context)
+        client, delay_s = self._admission.arrived(context.invocation_metadata() or ())
         started = self._clock.monotonic()
         response = pb.BatchSubmitApplicationsResponse()
         good: list[tuple[pb.BatchSubmitApplicationsResponse.Result, New]] = []
@@ -138,8 +123,8 @@ class IntakeServicer(IntakeServiceServicer):
                 good.append((result, self._new(request.parent, _checked(request.parent, item), client)))
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
-        self._admit(min((new.priority for _, new in good), default=pb.PRIORITY_BULK), delay_s)
-        self._require_quota(client, len(good))
+        most_urgent = min((new.priority for _, new in good), default=pb.PRIORITY_BULK)
+        self._admission.admit(client, most_urgent, len(good), max(delay_s, self._accepts.waited_s))
         if len(self._aside) >= self._aside_max:
             raise Overloaded(f"{len(self._aside)} batches are being stored already; nothing was stored", retry_s=0.5)
         stored = await asyncio.shield(self._accept_aside([new for _, new in good]))
@@ -174,24 +159,6 @@ class IntakeServicer(IntakeServiceServicer):
             created_at=now.timestamp(),
             traceparent=self._traceparent(),
         )
-
-    def _arrived(self, context: _Context) -> tuple[str, float]:
-        """Who calls, and for how long the call queued before we saw it, seconds."""
-        said = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        client = said.get(CLIENT_HEADER, DEFAULT_CLIENT)[:64]
-        sent = read_sent(said.get(SENT_HEADER, ""))
-        return client, self._arrivals.delay_s(*sent, self._clock.monotonic()) if sent else 0.0
-
-    def _admit(self, priority: int, delay_s: float) -> None:
-        """Raise Overloaded where storing is so far behind that a request of the class had better come later."""
-        waited_s = max(delay_s, self._accepts.waited_s)
-        if waited_s > self._queue_s_max * QUEUE_SHARES.get(priority, QUEUE_SHARE_OTHERS):
-            raise Overloaded(f"storing is {waited_s:.1f} s behind; nothing was stored", retry_s=max(0.2, waited_s))
-
-    def _require_quota(self, client: str, count: int) -> None:
-        retry_s = self._quota.take(client, count, self._clock.monotonic())
-        if retry_s:
-            raise OverQuota(f"client {client!r} submits more than its quota; nothing was stored", retry_s)
 
     async def _accept(self, new: New) -> Stored:
         stored = await self._accepts.submit(new)
