@@ -237,6 +237,10 @@ class SimDatabase:
         rows: list[Row] = await self._ask(lambda c: c.execute(_text(sql), tuple(params)).fetchall())
         return rows
 
+    async def scan(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        """As `read`."""
+        return await self.read(sql, params)
+
     async def close(self) -> None:
         """Nothing is held open."""
 

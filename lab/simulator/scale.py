@@ -120,6 +120,10 @@ class BusyStore:
         """Read committed rows; takes none of the writers."""
         return self._server.read_now(sql, params)
 
+    async def scan(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        """As `read`."""
+        return await self.read(sql, params)
+
     async def close(self) -> None:
         """Nothing is held open."""
 

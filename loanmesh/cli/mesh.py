@@ -25,7 +25,8 @@ START_ORDER = ("sandbox", "bureau", "scoring", "pricing", "intake")
 SERVICES = ("intake", "bureau", "scoring", "pricing")
 """What can have replicas. The sandbox plays the outside world and stays one."""
 WITH_DATABASE = ("intake", "bureau")
-REPLICAS_MAX = 16
+REPLICAS_MAX = 12
+"""Of each service: intake's and bureau's pools of four connections then fit the 97 that PostgreSQL has for us."""
 OWN_POSTGRES = "postgres"
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 15.0
@@ -90,6 +91,7 @@ class Mesh:
         self._names = NameServer()
         self._lock: IO[str] | None = None
         self._scaling = asyncio.Lock()
+        self._scaler: asyncio.Task[None] | None = None
         self._listener: asyncio.Server | None = None
         self._postgres = self._own_postgres() if database == OWN_POSTGRES else None
         # What always is there, so that whoever knows only one replica of each finds it.
@@ -146,7 +148,11 @@ class Mesh:
         """Stop all parts, intake first, so that nothing new comes in; kill what does not leave in time."""
         if self._listener:
             self._listener.close()
-        await self._scaling.acquire()  # What is under way comes to its end; nothing new begins.
+        if self._scaler and self._scaler is not asyncio.current_task():
+            # A replica that does not get ready must not hold up the end of all the others.
+            self._scaler.cancel()
+            await asyncio.gather(self._scaler, return_exceptions=True)
+        await self._scaling.acquire()  # Nothing new begins.
         keepers = [part.keeper for part in self._everything() if part.keeper]
         for keeper in keepers:
             keeper.cancel()
@@ -191,13 +197,23 @@ class Mesh:
         """
         check_replicas(wanted)
         async with self._scaling:
-            for name, count in wanted.items():
-                await self._set_count(name, count)
+            self._scaler = asyncio.current_task()
+            try:
+                for name, count in wanted.items():
+                    await self._set_count(name, count)
+            finally:
+                self._scaler = None
 
     async def _set_count(self, name: str, count: int) -> None:
         running = self.replicas[name]
         new = [self._part(name, index) for index in range(len(running), count)]
-        await self._launch_all(new)
+        try:
+            await self._launch_all(new)
+        except asyncio.CancelledError:
+            for part in new:
+                if part.process and part.process.returncode is None:
+                    part.process.kill()  # It holds nothing yet.
+            raise
         for part in new:
             running.append(part)
             self._watch(part)

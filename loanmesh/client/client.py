@@ -31,7 +31,11 @@ MANY_THROTTLE = ThrottleSettings(initial=2, floor=1, ceiling=16, target_s=0.5)
 """Batches in flight. A batch queues behind itself, so its queue delay may be longer."""
 _STEADY = (transport.GET, transport.ACCEPT, transport.WITHDRAW, transport.SUPPLY)
 """Calls that take about as long as a submit does. Pages, histories and explanations take as long as they are long."""
-_URGENCY: dict[pb.Priority.ValueType, Urgency] = {pb.PRIORITY_PARTNER: PARTNER, pb.PRIORITY_BULK: BULK}
+_URGENCY: dict[pb.Priority.ValueType, Urgency] = {
+    pb.PRIORITY_PARTNER: PARTNER,
+    pb.PRIORITY_BULK: BULK,
+    pb.PRIORITY_REASSESSMENT: BULK,
+}
 
 
 class Client:

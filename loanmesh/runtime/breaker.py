@@ -186,6 +186,8 @@ class Breaker:
         if failed is None:
             # Returned, or a few cancelled probes would shut a healthy dependency out for good.
             self._permits += self.state is State.HALF_OPEN
+            # It did end, if without a verdict: whoever takes its place has the whole time.
+            self._probing_until = self._clock.monotonic() + self._settings.half_open_s_max
             return
         now = self._clock.monotonic()
         probing = self.state is State.HALF_OPEN

@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -54,6 +55,10 @@ class Database(Protocol):
         """Read committed rows. Raises DependencyDown."""
         ...
 
+    async def scan(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        """Read committed rows where that may take long: never on the event loop. Raises DependencyDown."""
+        ...
+
     async def close(self) -> None:
         """Finish what is under way and close."""
         ...
@@ -87,6 +92,7 @@ class SqliteDatabase:
         self._loop = asyncio.get_running_loop()
         self._reader = self._connect()
         self._reader.execute("PRAGMA query_only=ON")
+        self._scanner = ThreadPoolExecutor(1, thread_name_prefix="sqlite-scan")
         self._thread = threading.Thread(target=self._write_forever, name="sqlite-writer", daemon=True)
         self._thread.start()
 
@@ -109,14 +115,27 @@ class SqliteDatabase:
         except sqlite3.OperationalError as error:
             raise DependencyDown(f"the database cannot be read: {error}") from error
 
+    async def scan(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        """Read in a thread of its own, one at a time: others wait, the loop does not."""
+        return await self._loop.run_in_executor(self._scanner, self._scan, sql, params)
+
+    def _scan(self, sql: str, params: Sequence[object]) -> list[Row]:
+        try:
+            with contextlib.closing(sqlite3.connect(self._path, timeout=BUSY_S)) as connection:
+                connection.execute("PRAGMA query_only=ON")
+                return connection.execute(_sqlite_text(sql), params).fetchall()
+        except sqlite3.OperationalError as error:
+            raise DependencyDown(f"the database cannot be read: {error}") from error
+
     async def close(self) -> None:
         """Commit what waits, then stop the writer."""
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._scanner.shutdown)
         self._reader.close()
 
     def _write_forever(self) -> None:
-        connection = self._connect()
+        connection: sqlite3.Connection | None = None
         going = True
         while going:
             batch: list[_Job] = []
@@ -127,9 +146,19 @@ class SqliteDatabase:
                     break
                 job = self._jobs.get()
             going = job is not None
-            if batch:
-                self._answer(self._commit(connection, batch))
-        connection.close()
+            if not batch:
+                continue
+            try:
+                connection = connection or self._connect()
+                answers = self._commit(connection, batch)
+            except sqlite3.Error as error:
+                # Not even a rollback: this connection is lost, and the thread must not be lost with it.
+                connection = None
+                down = DependencyDown(f"the database cannot be written: {error}")
+                answers = [(future, down) for _, future in batch]
+            self._answer(answers)
+        if connection:
+            connection.close()
 
     def _commit(self, connection: sqlite3.Connection, batch: list[_Job]) -> list[tuple[asyncio.Future[Any], Any]]:
         answers: list[tuple[asyncio.Future[Any], Any]] = []
@@ -271,6 +300,10 @@ class PostgresDatabase:
             return [tuple(row) for row in await connection.fetch(_postgres_text(sql), *params)]
 
         return await self._with_connection("read", use)
+
+    async def scan(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        """As `read`: the work is the server's."""
+        return await self.read(sql, params)
 
     async def _with_connection(self, what: str, use: Callable[[Any], Awaitable[T]]) -> T:
         try:

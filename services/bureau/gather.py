@@ -13,9 +13,9 @@ from lending.bureau.v1.bureau_service_pb2 import CreditProfile, GatherProfilesRe
 from lending.type.v1.party_pb2 import Identity, Party
 
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.consent import has_consent
 from loanmesh.runtime.guard import Guard, Refused, Verdict
 from services.bureau.brownout import Brownout
-from services.bureau.consent import has_consent
 from services.bureau.freshness import is_fresh, is_usable
 from services.bureau.profile import Answer, Missing, report
 from services.bureau.sources import PartyKind, Source

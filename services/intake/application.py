@@ -139,8 +139,8 @@ class Snapshot:
 def as_stored(new: New) -> Snapshot:
     """A new application as it stands right after it was stored."""
     return Snapshot(
-        id=new.id, lender=new.lender, payload=new.payload, state=State.PENDING, not_before=0.0, waiting_for=(),
-        missing=(), due_at=None, assessment=1, accepted_offer="", revision=1, created_at=new.created_at,
+        id=new.id, lender=new.lender, payload=new.payload, state=State.PENDING, not_before=new.created_at,
+        waiting_for=(), missing=(), due_at=None, assessment=1, accepted_offer="", revision=1, created_at=new.created_at,
         updated_at=new.created_at, decision=None, priority=new.priority,
     )  # fmt: skip
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import accumulate
 
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.errors import NotNow
 
 WINDOW_S = 10.0
 """Over how much busy time the rate is measured, seconds."""
+FORGET_S = 60.0
+"""Figures older than this say nothing of now, however little was to do since."""
 AT_LEAST_S = 1.0
 UNKNOWN_S = 30.0
 """Said of a backlog before anything was decided."""
 REFRESH_S = 1.0
 REFRESH_SHARE = 0.02
 """Share of the time that may go into asking for the backlog: counting a very long one takes a while itself."""
+PATIENCE_S = 0.05
+"""How long an answer waits for a new count; then the last one has to do. An estimate must not hold up a receipt."""
 Backlog = Sequence[tuple[int, int, int, int]]
 """Rows of (priority, second in which they came, how many, held by how many replicas), in the order of their turn."""
 
@@ -24,52 +30,71 @@ Backlog = Sequence[tuple[int, int, int, int]]
 class Estimate:
     """Estimates decision times."""
 
-    def __init__(self, backlog: Callable[[], Awaitable[Backlog]], clock: Clock) -> None:
-        self._backlog = backlog
+    def __init__(self, count: Callable[[], Awaitable[Backlog]], clock: Clock) -> None:
+        self._count = count
         self._clock = clock
         self._busy_s = 0.0
         self._last = clock.monotonic()
         self._was_busy = False
-        self._decided: deque[tuple[float, int]] = deque()
+        # Busy time before and after, when, and how many.
+        self._decided: deque[tuple[float, float, float, int]] = deque()
         self._turns: list[tuple[int, int]] = []
         self._ahead: list[int] = [0]
         self._replicas = 1
         self._refresh_at = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
 
     def decided(self, count: int, busy: bool) -> None:
         """So many were just decided; whether there is still work. Time without work does not count."""
         now = self._clock.monotonic()
         # The first batch after a rest began some time ago, but how long it took says little of the rate.
         if self._was_busy:
-            self._busy_s += now - self._last
-            self._decided.append((self._busy_s, count))
+            before, self._busy_s = self._busy_s, self._busy_s + now - self._last
+            self._decided.append((before, self._busy_s, now, count))
         self._last, self._was_busy = now, busy
-        while self._decided and self._decided[0][0] < self._busy_s - WINDOW_S:
-            self._decided.popleft()
 
-    async def seconds(self, priority: int, not_before: float | None = None) -> float:
-        """Seconds until an application of the class is decided: one that came just now, or at `not_before`."""
-        started = self._clock.monotonic()
-        if started >= self._refresh_at:
-            self._refresh_at = started + REFRESH_S
-            self._know(await self._backlog())
-            took_s = self._clock.monotonic() - started
-            self._refresh_at = started + max(REFRESH_S, took_s / REFRESH_SHARE)
-        turn = (priority, float("inf") if not_before is None else int(not_before))
-        ahead = self._ahead[bisect_right(self._turns, turn)]
+    async def seconds(self, priority: int, not_before: float) -> float:
+        """Seconds until an application of the class is decided that came, or may be looked at, at `not_before`."""
+        await self._refreshed()
+        ahead = self._ahead[bisect_right(self._turns, (priority, int(not_before)))]
         rate = self._rate()
         if rate is None:
             return AT_LEAST_S if ahead < 64 else UNKNOWN_S
         return max(AT_LEAST_S, ahead / (rate * self._replicas))
 
-    def _know(self, backlog: Backlog) -> None:
+    async def backlog(self) -> int:
+        """How many wait that could be worked on now, by the last count."""
+        await self._refreshed()
+        return self._ahead[-1]
+
+    async def _refreshed(self) -> None:
+        if self._refreshing is None and self._clock.monotonic() >= self._refresh_at:
+            self._refreshing = asyncio.create_task(self._refresh())
+        if self._refreshing:
+            await asyncio.wait([self._refreshing], timeout=PATIENCE_S)
+
+    async def _refresh(self) -> None:
+        started = self._clock.monotonic()
+        self._refresh_at = started + REFRESH_S
+        try:
+            backlog = await self._count()
+        except NotNow:
+            return  # The last count has to do; the store itself tells of its trouble.
+        finally:
+            took_s = self._clock.monotonic() - started
+            self._refresh_at = started + max(REFRESH_S, took_s / REFRESH_SHARE)
+            self._refreshing = None
         self._turns = [(priority, second) for priority, second, _, _ in backlog]
         self._ahead = [0, *accumulate(count for _, _, count, _ in backlog)]
         self._replicas = max([1, *(held for *_, held in backlog)])
 
     def _rate(self) -> float | None:
         """Decided a second of busy time by this replica; None before there is a figure."""
+        while self._decided and (
+            self._decided[0][1] < self._busy_s - WINDOW_S or self._decided[0][2] < self._clock.monotonic() - FORGET_S
+        ):
+            self._decided.popleft()
         if not self._decided:
             return None
-        span_s = self._busy_s - max(0.0, self._busy_s - WINDOW_S)
-        return max(0.1, sum(count for _, count in self._decided) / max(span_s, 0.05))
+        span_s = self._busy_s - self._decided[0][0]
+        return max(0.1, sum(count for *_, count in self._decided) / max(span_s, 0.05))

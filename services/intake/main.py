@@ -11,10 +11,11 @@ import structlog
 import yaml
 from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_to_server
 
+from loanmesh.runtime.breaker import State
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
-from loanmesh.runtime.guard import make_guard
+from loanmesh.runtime.guard import Guard, make_guard
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
@@ -36,6 +37,14 @@ from services.intake.store import Store
 from services.intake.tally import tally
 from services.intake.watch import Watch
 from services.intake.worker import Worker
+
+
+def batches_allowed(guards: Sequence[Guard]) -> int | None:
+    """How many batches make sense side by side: none while a service is known to be down, one while it is tried."""
+    if any(guard.breaker.refuses and guard.breaker.state is not State.HALF_OPEN for guard in guards):
+        return 0
+    well = (State.CLOSED, State.FORCED_CLOSED)
+    return None if all(guard.breaker.state in well for guard in guards) else 1
 
 
 def labels() -> dict[str, Label]:
@@ -76,10 +85,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     quota = Quota(settings.quota.a_second, settings.quota.burst)
     admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
 
-    async def backlog() -> int:
-        return sum(count for _, _, count, _ in await store.backlog())
-
-    vitals = Vitals(guards=guards, count_backlog=backlog)
+    vitals = Vitals(guards=guards, count_backlog=estimate.backlog)
 
     def settled(results: Mapping[str, Result]) -> None:
         estimate.decided(sum(not isinstance(result, Deferred) for result in results.values()), worker.busy)
@@ -111,6 +117,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         poll_s=settings.lease.poll_s,
         settled=settled,
         pressed=lambda: arrivals.pressed(clock.monotonic()),
+        may_begin=lambda: batches_allowed(guards),
         report=structlog.get_logger().warning,
     )
     servicer = IntakeServicer(

@@ -14,6 +14,7 @@ from lending.scoring.v1.scoring_service_pb2 import Score
 from lending.type.v1.party_pb2 import Party
 
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.consent import has_consent
 from loanmesh.runtime.identity import age_on
 from services.intake.application import Claim, borrower
 from services.intake.ports import (
@@ -115,6 +116,8 @@ class Pipeline:
 
     def _gaps(self, profile: CreditProfile) -> tuple[str, ...]:
         now_s = self._clock.now().timestamp()
+        if not profile.reports:
+            return ("every_source",)
         return tuple(
             report.source
             for report in profile.reports
@@ -150,11 +153,16 @@ class Pipeline:
         reports = {report.source: report for report in case.profile.reports} if case.profile else {}
         absent = [reports[source] for source in gap.missing_sources if source in reports]
         unconsented = [r.source for r in absent if r.state == SourceReport.STATE_NO_CONSENT]
-        if unconsented:
+        party, consents, now = borrower(case.application), case.application.consents, self._clock.now()
+        if needed := [source for source in unconsented if not has_consent(consents, party, source, now)]:
             return self._awaiting(
-                case, [{"field": "consents", "source": source, "reason": "CONSENT_MISSING"} for source in unconsented]
+                case, [{"field": "consents", "source": source, "reason": "CONSENT_MISSING"} for source in needed]
             )
-        waiting_for = tuple(f"source_missing:{source}" for source in gap.missing_sources) or (gap.cause,)
+        # By our clock it is in force: one of two clocks is wrong, which is no matter of the applicant's.
+        waiting_for = tuple(
+            f"{'consent_not_in_force' if source in unconsented else 'source_missing'}:{source}"
+            for source in gap.missing_sources
+        ) or (gap.cause,)
         overloaded = gap.overloaded or (bool(absent) and all(r.missing_cause in _TOO_BUSY for r in absent))
         retry_s = 0.0 if overloaded else self._retry_s(case, gap, absent)
         return Deferred(case.claim, waiting_for, retry_s, self._clock.now().timestamp(), overloaded)
@@ -164,7 +172,7 @@ class Pipeline:
         now_s = self._clock.now().timestamp()
         hints = [r.retry_time.ToNanoseconds() / 1e9 - now_s for r in absent if r.HasField("retry_time")]
         backoff = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(case.claim.attempts - 1, 10))
-        wait = max([gap.retry_s or backoff, *hints])
+        wait: float = max([backoff, gap.retry_s or 0.0, *hints])
         return min(BACKOFF_MAX_S, wait) * self._dice.uniform(0.8, 1.2)
 
     def _awaiting(self, case: Case, missing: list[dict[str, str]]) -> Awaiting:

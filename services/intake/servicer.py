@@ -123,8 +123,9 @@ class IntakeServicer(IntakeServiceServicer):
                 good.append((result, self._new(request.parent, _checked(request.parent, item), client)))
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
-        most_urgent = min((new.priority for _, new in good), default=pb.PRIORITY_BULK)
-        self._admission.admit(client, most_urgent, len(good), max(delay_s, self._accepts.waited_s))
+        # As the least urgent among them: one interactive item must not carry hundreds of others through the door.
+        least_urgent = max((new.priority for _, new in good), default=pb.PRIORITY_BULK)
+        self._admission.admit(client, least_urgent, len(good), max(delay_s, self._accepts.waited_s))
         if len(self._aside) >= self._aside_max:
             raise Overloaded(f"{len(self._aside)} batches are being stored already; nothing was stored", retry_s=0.5)
         stored = await asyncio.shield(self._accept_aside([new for _, new in good]))
@@ -425,7 +426,7 @@ class IntakeServicer(IntakeServiceServicer):
             application.decision.ParseFromString(snapshot.decision)
         if snapshot.state == State.PENDING:
             start = max(snapshot.not_before, self._clock.now().timestamp())
-            estimate_s = await self._estimate.seconds(snapshot.priority, snapshot.not_before or None)
+            estimate_s = await self._estimate.seconds(snapshot.priority, snapshot.not_before)
             _set_time(application.estimate_time, start + estimate_s)
         return application
 

@@ -111,7 +111,8 @@ class Watching:
 
         Raises DependencyDown when this replica is about to end.
         """
-        await self._bell.wait()
+        if not self._watch._left:
+            await self._bell.wait()
         if self._watch._left:
             raise DependencyDown("this replica is leaving; ask again", retry_s=0.1)
         self._bell.clear()

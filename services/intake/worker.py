@@ -24,6 +24,8 @@ Large batches are cheap ones; a batch that waits for a slow source holds nobody 
 RESTS = 3
 """While requests queue at the door, deciding rests three times as long as its last batch took: what is stored can be
 decided later, but who is not answered in time is lost."""
+SLOW_BATCH_S = 1.5
+"""A source that hangs holds a batch up for the second that bureau waits; what takes longer is a queue of our making."""
 PACED_S = 2.0
 """Under a pace, how much work is held in memory: more would be kept from replicas that are free."""
 CLASS_SHARES = {1: 1.0, 2: 0.75}
@@ -46,6 +48,8 @@ class Worker:
     report   called with an event name and facts when something went wrong that mends itself.
     settled  called with what was committed, by application id.
     pressed  whether requests queue at the door.
+    may_begin  how many batches may be under way for those we depend on: 0 while one is known to be down, 1 while it
+             is being tried; None: as many as we like.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Worker:
         settled: Callable[[Mapping[str, Result]], None],
         report: Callable[..., None],
         pressed: Callable[[], bool] = lambda: False,
+        may_begin: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._leases = leases
         self._decide_batch = decide_batch
@@ -74,10 +79,12 @@ class Worker:
         self._settled = settled
         self._report = report
         self._pressed = pressed
-        self._rest_until = float("-inf")
+        self._may_begin = may_begin
+        self._rest_until = self._down_until = self._narrowed_at = float("-inf")
+        self._wide = float(batches)
         self._held = Held()
         self._pace = Pace()
-        self._working: dict[str, Claim] = {}
+        self._working: dict[tuple[str, int], Claim] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._lingering: asyncio.Task[None] | None = None
@@ -153,7 +160,7 @@ class Worker:
                 break
             self._pace.begun(size)
             batch = self._held.take(size)
-            self._working.update((claim.id, claim) for claim in batch)
+            self._working.update(((claim.id, claim.fence), claim) for claim in batch)
             # A context of its own: the batch must not inherit the deadline of whichever caller happened to start it.
             task = asyncio.create_task(self._work(batch), context=contextvars.Context())
             self._under_way.add(task)
@@ -161,13 +168,25 @@ class Worker:
         if self._held and not self._draining and (self._lingering is None or self._lingering.done()):
             self._lingering = asyncio.create_task(self._linger(), context=contextvars.Context())
 
+    @property
+    def _most_batches(self) -> int:
+        allowed = self._may_begin()
+        return int(self._wide) if allowed is None else min(int(self._wide), allowed)
+
     def _may_start(self) -> bool:
-        if self._pressed() and (self._under_way or self._clock.monotonic() < self._rest_until):
+        now, under_way = self._clock.monotonic(), len(self._under_way)
+        if now < self._down_until or under_way >= self._most_batches:
             return False
-        if not self._under_way:
-            return True
-        waited_s = self._clock.monotonic() - self._held.came_first_at()
-        return len(self._under_way) < self._batches and (len(self._held) >= self._batch_max or waited_s >= LINGER_S)
+        if self._pressed() and (under_way or now < self._rest_until):
+            return False
+        return not under_way or len(self._held) >= self._batch_max or now - self._held.came_first_at() >= LINGER_S
+
+    def _side_by_side(self, took_s: float, now: float) -> None:
+        """Fewer batches side by side when they take longer than a slow source makes them: those we ask are full."""
+        if took_s < SLOW_BATCH_S:
+            self._wide = min(float(self._batches), self._wide + 1 / self._wide)
+        elif now - took_s >= self._narrowed_at:
+            self._wide, self._narrowed_at = max(1.0, self._wide / 2), now
 
     async def _linger(self) -> None:
         while self._held:
@@ -182,6 +201,7 @@ class Worker:
 
     async def _work(self, batch: Sequence[Claim]) -> None:
         started_at = self._clock.monotonic()
+        again: Sequence[Claim] = ()
         try:
             settled = await self._decide_batch(batch)
             overloaded = sum(isinstance(result, Deferred) and result.overloaded for result in settled.values())
@@ -190,8 +210,10 @@ class Worker:
             if len(settled) < len(batch):
                 self._report("fence_lost", count=len(batch) - len(settled))
         except DependencyDown as error:
-            # Nothing was committed: the leases end by themselves and the work is done again.
+            # Nothing was committed, or nobody knows: done again as soon as the store may be back, and the fence tells.
             self._report("commit_failed", count=len(batch), error=str(error))
+            self._down_until = self._clock.monotonic() + self._poll_s
+            again = batch
         except Exception as error:  # noqa: BLE001  One bad batch must not end the worker; the leases end, others try.
             self._report("batch_failed", count=len(batch), error_type=type(error).__name__, exc_info=error)
             if len(batch) > 1:
@@ -201,14 +223,18 @@ class Worker:
         finally:
             ended_at = self._clock.monotonic()
             self._rest_until = ended_at + RESTS * (ended_at - started_at)
+            self._side_by_side(ended_at - started_at, ended_at)
             for claim in batch:
-                self._working.pop(claim.id, None)
+                self._working.pop((claim.id, claim.fence), None)
+            self.offer(again)
 
     async def _claim_forever(self) -> None:
         rounds = 0
         while True:
             self._wake.clear()
-            at_most = min(self._room - len(self._held) - len(self._working), self._batch_max * self._batches)
+            room = self._room - len(self._held) - len(self._working)
+            # While nothing can be decided, what is in the store is left there, for whoever can.
+            at_most = min(room, self._batch_max * self._batches) if self._most_batches else 0
             claims = None
             if at_most > 0:
                 # Shielded, so that a drain that comes meanwhile still learns what was claimed.
@@ -243,8 +269,8 @@ class Worker:
             if kept is not None:
                 # What is not ours any more need not be begun; what is begun will fail at its fence. What came in
                 # meanwhile is ours: it was not asked about.
-                asked = {claim.id for claim in held}
-                self._held.keep(kept | {claim.id for claim in self._held if claim.id not in asked})
+                lost = {(claim.id, claim.fence) for claim in held if claim.id not in kept}
+                self._held.keep({(claim.id, claim.fence) for claim in self._held} - lost)
 
     async def _safely(self, what: str, work: Awaitable[T]) -> T | None:
         try:

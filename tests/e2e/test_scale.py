@@ -122,7 +122,7 @@ async def test_replicas_come_and_go_under_traffic_and_no_call_fails(mesh: Mesh) 
         assert await still_pending(client) == []
 
 
-async def test_what_cannot_be_scaled_stays_as_it_is(tmp_path: Path) -> None:
+async def test_what_cannot_be_scaled_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = Mesh(tmp_path / "state", None, free_ports(), CLOCK, print)
     try:
         await mesh.start()
@@ -137,8 +137,15 @@ async def test_what_cannot_be_scaled_stays_as_it_is(tmp_path: Path) -> None:
         taken.close()
         await mesh.scale({"pricing": 2})
         assert [part.name for part in mesh.replicas["pricing"]] == ["pricing", "pricing-2"]
+        # A replica that never gets ready does not hold up the end of the others.
+        monkeypatch.setattr(mesh, "_launch_all", lambda parts: asyncio.Event().wait())
+        scaling = asyncio.create_task(mesh.scale({"scoring": 2}))
+        while not mesh._scaling.locked():
+            await CLOCK.sleep(0.01)
     finally:
-        await mesh.stop()
+        async with asyncio.timeout(30):
+            await mesh.stop()
+    assert scaling.cancelled()
 
 
 @pytest.fixture

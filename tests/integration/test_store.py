@@ -181,6 +181,14 @@ async def test_callers_who_send_the_same_in_other_orders_do_not_block_each_other
         assert [s.id for s in answers[0]] == [s.id for s in answers[1][::-1]]
 
 
+async def test_of_two_leases_in_one_batch_the_newer_decides(database: Database) -> None:
+    store = a_store(database, lease_s=-1.0)
+    (lost,) = await accepted(store, 1)
+    (held,) = await store.claim(1)
+    assert await store.settle([decided(held), decided(lost)]) == {"id-1"}
+    assert [e.kind for e in await store.events(LENDER, "id-1")] == ["accepted", "decided"]
+
+
 async def test_renewing_beside_deciding_blocks_neither(database: Database) -> None:
     store = a_store(database)
     claims = await accepted(store, *range(200))

@@ -11,7 +11,7 @@ from lending.bureau.v1.bureau_service_pb2 import SourceReport
 from lending.type.v1.party_pb2 import Consent, Party
 
 from loanmesh.runtime.clock import FakeClock
-from services.bureau.consent import CLOCK_SKEW_S, has_consent
+from loanmesh.runtime.consent import CLOCK_SKEW_S, has_consent
 from services.bureau.freshness import is_fresh, is_usable
 from services.bureau.profile import Answer, Missing, report
 from services.bureau.sources import Garbage, load_sources

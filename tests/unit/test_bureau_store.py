@@ -110,6 +110,9 @@ class BrokenDisk:
     async def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[object, ...]]:
         raise DependencyDown("the disk is gone")
 
+    async def scan(self, sql: str, params: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        raise DependencyDown("the disk is gone")
+
     async def close(self) -> None: ...
 
 

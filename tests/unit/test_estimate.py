@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from loanmesh.runtime.clock import FakeClock
+from loanmesh.runtime.errors import DependencyDown
 from services.intake.estimate import AT_LEAST_S, UNKNOWN_S, Estimate
+
+LATE = 1e9
+"""Came after all that waits."""
 
 
 class Backlog:
@@ -13,8 +17,11 @@ class Backlog:
 
     def __init__(self, *rows: tuple[int, int, int, int]) -> None:
         self.rows = list(rows)
+        self.fails = False
 
     async def __call__(self) -> list[tuple[int, int, int, int]]:
+        if self.fails:
+            raise DependencyDown("no connection")
         return self.rows
 
 
@@ -26,16 +33,16 @@ def decide(estimate: Estimate, clock: FakeClock, a_second: int, seconds: int) ->
 
 async def test_before_anything_was_decided_a_short_backlog_is_soon_and_a_long_one_unknown() -> None:
     clock = FakeClock()
-    assert await Estimate(Backlog((1, 0, 10, 1)), clock).seconds(1) == AT_LEAST_S
-    assert await Estimate(Backlog((1, 0, 1000, 1)), clock).seconds(1) == UNKNOWN_S
+    assert await Estimate(Backlog((1, 0, 10, 1)), clock).seconds(1, LATE) == AT_LEAST_S
+    assert await Estimate(Backlog((1, 0, 1000, 1)), clock).seconds(1, LATE) == UNKNOWN_S
 
 
 async def test_the_place_in_the_backlog_over_the_rate() -> None:
     clock = FakeClock()
     estimate = Estimate(Backlog((1, 100, 500, 1), (1, 101, 500, 1), (3, 50, 1000, 1)), clock)
     decide(estimate, clock, 50, 20)
-    assert await estimate.seconds(1) == pytest.approx(1000 / 50, rel=0.05)
-    assert await estimate.seconds(3) == pytest.approx(2000 / 50, rel=0.05)
+    assert await estimate.seconds(1, LATE) == pytest.approx(1000 / 50, rel=0.05)
+    assert await estimate.seconds(3, LATE) == pytest.approx(2000 / 50, rel=0.05)
     assert await estimate.seconds(1, not_before=100.5) == pytest.approx(500 / 50, rel=0.05)
 
 
@@ -47,11 +54,34 @@ async def test_time_without_work_does_not_slow_the_rate() -> None:
     clock.advance(600)
     estimate.decided(10, busy=True)
     decide(estimate, clock, 100, 1)
-    assert await estimate.seconds(1) == pytest.approx(10.0, rel=0.1)
+    assert await estimate.seconds(1, LATE) == pytest.approx(10.0, rel=0.1)
+
+
+async def test_old_figures_are_forgotten_however_little_was_to_do_since() -> None:
+    clock = FakeClock()
+    estimate = Estimate(Backlog((1, 0, 1000, 1)), clock)
+    decide(estimate, clock, 10, 5)
+    estimate.decided(0, busy=False)
+    clock.advance(3600)
+    assert await estimate.seconds(1, LATE) == UNKNOWN_S
+    decide(estimate, clock, 100, 3)
+    assert await estimate.seconds(1, LATE) == pytest.approx(10.0, rel=0.1)
+
+
+async def test_a_store_that_cannot_count_does_not_hold_up_a_receipt() -> None:
+    clock = FakeClock()
+    backlog = Backlog((1, 0, 100, 1))
+    estimate = Estimate(backlog, clock)
+    decide(estimate, clock, 10, 5)
+    assert await estimate.seconds(1, LATE) == pytest.approx(10.0, rel=0.05)
+    backlog.fails = True
+    clock.advance(30)
+    assert await estimate.seconds(1, LATE) == pytest.approx(10.0, rel=0.05)
+    assert await estimate.backlog() == 100
 
 
 async def test_replicas_that_hold_work_share_it() -> None:
     clock = FakeClock()
     estimate = Estimate(Backlog((1, 0, 500, 2), (1, 1, 500, 4)), clock)
     decide(estimate, clock, 50, 10)
-    assert await estimate.seconds(1) == pytest.approx(1000 / 200, rel=0.05)
+    assert await estimate.seconds(1, LATE) == pytest.approx(1000 / 200, rel=0.05)

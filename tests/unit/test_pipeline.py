@@ -45,9 +45,12 @@ class Fake:
         return {result.claim.id for result in results}
 
 
-async def decide(fake: Fake, attempts: int = 1, clock: FakeClock | None = None) -> Result:
+async def decide(fake: Fake, attempts: int = 1, clock: FakeClock | None = None, without_consent: str = "") -> Result:
     clock = clock or FakeClock()
-    claim = Claim("id", "lenders/demo", 1, 1, attempts, 1, "", an_application().SerializeToString(), "[]", 1.7e9)
+    application = an_application()
+    for consent in [c for c in application.consents if c.source == without_consent]:
+        application.consents.remove(consent)
+    claim = Claim("id", "lenders/demo", 1, 1, attempts, 1, "", application.SerializeToString(), "[]", 1.7e9)
     pipeline = Pipeline(fake, fake, fake, fake, clock, random.Random(1), information_days=14)
     await pipeline.decide_batch([claim])
     return fake.results[0]
@@ -94,7 +97,7 @@ async def test_a_decline_on_evidence_that_ran_out_on_the_way_is_never_committed(
 async def test_a_missing_consent_asks_the_applicant() -> None:
     profile = a_profile("person", 1, states={"tax": SourceReport.STATE_NO_CONSENT})
     pricing = Pricing(outcome=Pricing.OUTCOME_UNDETERMINED, missing_sources=["tax"])
-    result = await decide(Fake(profile=profile, pricing=pricing))
+    result = await decide(Fake(profile=profile, pricing=pricing), without_consent="tax")
     assert isinstance(result, Awaiting)
     assert result.missing == ({"field": "consents", "source": "tax", "reason": "CONSENT_MISSING"},)
 
@@ -102,3 +105,16 @@ async def test_a_missing_consent_asks_the_applicant() -> None:
 async def test_a_product_that_does_not_exist_asks_the_applicant() -> None:
     result = await decide(Fake(pricing=Unfit("loan.product", "INVALID_REQUEST")))
     assert isinstance(result, Awaiting)
+
+
+async def test_a_consent_that_only_bureaus_clock_refuses_is_no_matter_of_the_applicants() -> None:
+    profile = a_profile("person", 1, states={"tax": SourceReport.STATE_NO_CONSENT})
+    pricing = Pricing(outcome=Pricing.OUTCOME_UNDETERMINED, missing_sources=["tax"])
+    result = await decide(Fake(profile=profile, pricing=pricing))
+    assert isinstance(result, Deferred)
+    assert result.waiting_for == ("consent_not_in_force:tax",)
+
+
+async def test_no_decline_rests_on_a_profile_without_reports() -> None:
+    result = await decide(Fake(profile=CreditProfile(), pricing=Pricing(outcome=Pricing.OUTCOME_DECLINED)))
+    assert isinstance(result, Deferred)

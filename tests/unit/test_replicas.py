@@ -18,7 +18,7 @@ def test_replicas_are_read_from_one_word_or_several() -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [("intake", "SERVICE=NUMBER"), ("intake=two", "SERVICE=NUMBER"), ("intake=-1", "SERVICE=NUMBER"),
-     ("intake=0", "1 to 16"), ("intake=17", "1 to 16"), ("sandbox=2", "sandbox"), ("moon=2", "moon")],
+     ("intake=0", "1 to 12"), ("intake=13", "1 to 12"), ("sandbox=2", "sandbox"), ("moon=2", "moon")],
 )  # fmt: skip
 def test_what_cannot_be_is_named(word: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
 from loanmesh.runtime import deadline
 from loanmesh.runtime.clock import FakeClock
+from loanmesh.runtime.errors import DependencyDown
 from services.intake.application import Claim
 from services.intake.held import Held
 from services.intake.ports import Deferred, Result
@@ -184,6 +186,106 @@ async def test_what_comes_while_leases_are_renewed_is_kept() -> None:
     assert begun == ["0", "1"]
 
 
+async def test_what_the_store_could_not_commit_is_done_again_as_soon_as_it_may_be_back() -> None:
+    clock = FakeClock()
+    down = True
+    begun: list[float] = []
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        begun.append(clock.monotonic())
+        if down:
+            raise DependencyDown("the database cannot be written")
+        return deferred(claims)
+
+    worker = a_worker(Leases(), decide_batch, clock)
+    worker.offer(some_claims(3))
+    await turns(200)
+    down = False
+    await turns(200)
+    assert 2 <= len(begun) < 50
+    assert begun[1] - begun[0] >= 1.0  # Not before the store is looked at again.
+    assert not worker.busy
+    await worker.drain()
+
+
+async def test_nothing_is_begun_or_claimed_for_a_service_that_is_down_and_one_batch_tries_it() -> None:
+    allowed: int | None = 0
+    begun: list[int] = []
+    gate = asyncio.Event()
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        begun.append(len(claims))
+        await gate.wait()
+        return deferred(claims)
+
+    leases = Leases()
+    leases.open = some_claims(4, first=50)
+    worker = Worker(leases, decide_batch, FakeClock(), batch_max=4, batches=8, held_max=100, lease_s=9, poll_s=1,
+                    settled=lambda results: None, report=lambda *_, **__: None, may_begin=lambda: allowed)  # fmt: skip
+    worker.start()
+    worker.offer(some_claims(12))
+    await turns(100)
+    assert (begun, len(leases.open)) == ([], 4)
+    allowed = 1
+    await turns(100)
+    assert begun == [4]
+    allowed = None
+    await turns(100)
+    assert begun == [4, 4, 4, 4]
+    gate.set()
+    await worker.drain()
+
+
+async def test_batches_that_take_too_long_are_fewer_side_by_side() -> None:
+    clock = FakeClock()
+    at_once: list[int] = []
+    under_way = 0
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        nonlocal under_way
+        under_way += 1
+        at_once.append(under_way)
+        await turns(5)
+        clock.advance(2.0)
+        under_way -= 1
+        return deferred(claims)
+
+    worker = Worker(Leases(), decide_batch, clock, batch_max=4, batches=8, held_max=1000, lease_s=9, poll_s=1,
+                    settled=lambda results: None, report=lambda *_, **__: None)  # fmt: skip
+    worker.offer(some_claims(160))
+    await turns(2000)
+    assert max(at_once) == 8
+    assert set(at_once[-10:]) == {1}
+    await worker.drain()
+
+
+def test_low_classes_get_their_share_of_small_batches_too() -> None:
+    held = Held()
+    held.add([a_claim(n, BULK, float(n)) for n in range(20)], 0.0)
+    taken: list[int] = []
+    for turn in range(100):
+        held.add(some_claims(2, INTERACTIVE, 1000 + 2 * turn), 0.0)
+        taken += [claim.priority for claim in held.take(2)]
+    assert taken.count(BULK) == 20
+
+
+def test_of_two_leases_on_one_application_the_newer_is_held() -> None:
+    held = Held()
+    older, newer = a_claim(1), replace(a_claim(1), fence=2)
+    for claims in ([older], [newer], [older]):
+        held.add([*claims], 0.0)
+    assert [claim.fence for claim in held] == [2]
+    held.keep({("1", 1)})
+    assert len(held) == 0
+
+
+def test_nothing_leaves_nothing_behind() -> None:
+    held = Held()
+    for _ in range(1000):
+        held.add([], 0.0)
+    assert held.came_first_at() == float("inf")
+
+
 async def test_one_that_cannot_be_decided_does_not_hold_up_those_beside_it() -> None:
     decided: list[str] = []
 
@@ -281,7 +383,7 @@ def test_the_urgent_go_first_and_one_place_in_five_goes_by_age() -> None:
     assert [claim.id for claim in held.take(10)] == [*(str(n) for n in range(100, 108)), "0", "1"]
     assert len(held) == 20
     assert [claim.id for claim in held.take(4)] == ["108", "109", "110", "111"]
-    held.keep({"5", "119"})
+    held.keep({("5", 1), ("119", 1)})
     assert [claim.id for claim in held] == ["119", "5"]
     assert [claim.id for claim in held.take(10)] == ["119", "5"]
     assert held.came_first_at() == float("inf")
