@@ -1,8 +1,8 @@
 """How much more is asked of a part that fails every time: retries that multiply are what keeps a broken part broken.
 
-Behind each hop in turn stands a service that answers UNAVAILABLE to everything and counts. Amplification of a hop is
-all calls over first calls: gRPC marks its own retries. The client's hop is counted in calls over applications, and a
-source's in queries over applications.
+Behind each hop in turn stands a relay that counts. First it passes everything on, then it answers UNAVAILABLE to the
+same traffic: amplification is the calls of the second run over those of the first. How many of them were gRPC's own
+retries, which it marks, is told beside. The client's hop and a source's are counted against applications.
 """
 
 from __future__ import annotations
@@ -34,32 +34,48 @@ RETRY_MARK = "grpc-previous-rpc-attempts"
 """Header that gRPC adds to its own retries."""
 
 
-class Failing(grpc.GenericRpcHandler):
-    """Answers UNAVAILABLE to every call of ours; `first` and `again` count calls by method."""
+class Relay(grpc.GenericRpcHandler):
+    """Stands before a service of ours; counts calls by method, and passes them on or answers UNAVAILABLE.
+
+    passes_to  address of the service; None: it fails every call.
+    """
 
     def __init__(self) -> None:
-        self.first: Counter[str] = Counter()
-        self.again: Counter[str] = Counter()
+        self.passes_to: str | None = None
+        self.calls: Counter[str] = Counter()
+        self.retries: Counter[str] = Counter()
+        """Those of them that gRPC marked as its own retries."""
+        self._channel: grpc.aio.Channel | None = None
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         """Counts, whatever it is."""
-        if not handler_call_details.method.startswith("/lending."):
+        name = handler_call_details.method
+        if not name.startswith("/lending."):
             return None  # Health is unimplemented, which gRPC reads as healthy.
-        method = handler_call_details.method.rsplit("/", 1)[1]
-        marks = [key for key, _ in handler_call_details.invocation_metadata or ()]
-        (self.again if RETRY_MARK in marks else self.first)[method] += 1
-        return grpc.unary_unary_rpc_method_handler(_fail)
+        method = name.rsplit("/", 1)[1]
+        self.calls[method] += 1
+        self.retries[method] += any(key == RETRY_MARK for key, _ in handler_call_details.invocation_metadata or ())
 
+        async def answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+            if self.passes_to is None:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "always")
+            self._channel = self._channel or grpc.aio.insecure_channel(str(self.passes_to))
+            ask: Any = self._channel.unary_unary(name)
+            said: bytes = await ask(request, timeout=context.time_remaining())
+            return said
 
-async def _fail(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-    await context.abort(grpc.StatusCode.UNAVAILABLE, "always")
-    raise AssertionError("abort raises")
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    async def close(self) -> None:
+        """Let the service go."""
+        if self._channel:
+            await self._channel.close()
 
 
 @asynccontextmanager
-async def failing() -> AsyncIterator[tuple[Failing, str]]:
-    """Such a service in this process, and its address."""
-    handler = Failing()
+async def relay() -> AsyncIterator[tuple[Relay, str]]:
+    """One in this process, failing, and its address."""
+    handler = Relay()
     server = grpc.aio.server(handlers=(handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -67,25 +83,21 @@ async def failing() -> AsyncIterator[tuple[Failing, str]]:
         yield handler, f"127.0.0.1:{port}"
     finally:
         await server.stop(None)
+        await handler.close()
 
 
 async def measure(bench: Bench) -> Found:
     """Hop by hop, ours and the plain mesh."""
     found: dict[str, tuple[float, str]] = {}
-    async with failing() as (handler, address):
+    async with relay() as (counted, address):
         played = await _send(bench, address)
-        calls = handler.first["SubmitApplication"] + handler.again["SubmitApplication"]
-        found["client -> intake"] = _ratio(calls, len(played.records), "applications")
+        found["client -> intake"] = _ratio(counted.calls["SubmitApplication"], len(played.records), "applications")
     for service, method in (
         ("bureau", "GatherProfiles"), ("scoring", "ScoreProfiles"), ("pricing", "PriceApplications"),
     ):  # fmt: skip
-        async with (
-            failing() as (handler, address),
-            ours.our_mesh(bench, **{f"INTAKE_{service.upper()}": address}) as mesh,
-        ):
-            await _send(bench, mesh.parts["intake"].address)
-        calls = handler.first[method] + handler.again[method]
-        found[f"intake -> {service}"] = _ratio(calls, handler.first[method], "first calls")
+        well, ill, retries = await _hop(bench, service, method)
+        value, said = _ratio(ill, well, f"calls when it is well; {retries:,} of them gRPC's own retries")
+        found[f"intake -> {service}"] = value, said
         bench.say(f"amplification: {service} done")
     async with ours.our_mesh(bench) as mesh:
         await set_fault(mesh, "*", error_rate=1.0)
@@ -94,15 +106,29 @@ async def measure(bench: Bench) -> Found:
     asked = sum(stats.get(f"{source}:error", 0) for source in SOURCES) / len(SOURCES)
     found["bureau -> a source"] = _ratio(asked, len(played.records), "applications")
     plain: dict[str, tuple[float, str]] = {}
-    async with failing() as (handler, address), plain_mesh(bench, INTAKE_SCORING=address) as (front, _):
+    async with relay() as (counted, address), plain_mesh(bench, INTAKE_SCORING=address) as (front, _):
         played = await _send(bench, front, module="benchmarks.naive.traffic")
         plain["intake -> scoring, the plain mesh"] = _ratio(
-            handler.first["ScoreProfiles"], len(played.records), "applications"
+            counted.calls["ScoreProfiles"], len(played.records), "applications"
         )
     rows = [at_most(f"amplification {hop}", value, "ratio", LIMIT) for hop, (value, _) in found.items()]
     rows += [Row(f"amplification {hop}", value, "ratio") for hop, (value, _) in plain.items()]
     shown = [(hop, figure(value), said) for hop, (value, said) in (found | plain).items()]
     return Found(rows, [table(("hop", "amplification", "counted"), shown)], {hop: v for hop, (v, _) in found.items()})
+
+
+async def _hop(bench: Bench, service: str, method: str) -> tuple[int, int, int]:
+    """Calls of the method when the service is well, when it fails, and how many of the latter were gRPC's retries."""
+    calls: list[Counter[str]] = []
+    for is_well in (True, False):
+        async with (
+            relay() as (counted, address),
+            ours.our_mesh(bench, **{f"INTAKE_{service.upper()}": address}) as mesh,
+        ):
+            counted.passes_to = mesh.parts[service].address if is_well else None
+            await _send(bench, mesh.parts["intake"].address)
+            calls.append(counted.calls.copy())
+    return calls[0][method], calls[1][method], counted.retries[method]
 
 
 async def _send(bench: Bench, address: str, module: str = "lab.traffic") -> Played:

@@ -36,9 +36,10 @@ def share_out(cores: Iterable[int]) -> Cores:
 
 def pin(pid: int, cores: frozenset[int]) -> None:
     """Keep a process on cores: each thread it has. Threads and children it makes later inherit their maker's."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # A thread that has just ended.
-            os.sched_setaffinity(int(task.name), cores)
+    with contextlib.suppress(FileNotFoundError):  # A process that has just ended.
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # A thread that has just ended.
+                os.sched_setaffinity(int(task.name), cores)
 
 
 def cpu_s(pid: int) -> float:

@@ -25,13 +25,14 @@ DECIDED_WITHIN_S = 120.0
 
 
 @asynccontextmanager
-async def our_mesh(bench: Bench, **environment: str) -> AsyncIterator[Mesh]:
+async def our_mesh(bench: Bench, replicas: int = 1, /, **environment: str) -> AsyncIterator[Mesh]:
     """A fresh mesh on SQLite; `environment` holds settings, e.g. INTAKE_LEASE__POLL_S="0.1"."""
     async with child("-m", "benchmarks.receiver", cores=bench.cores.outside) as (_, receiver):
         telemetry = {f"{name.upper()}_TELEMETRY__OTLP_ENDPOINT": receiver for name in SERVICES}
         # Until the end, so that a part that is started again gets the same.
         with tempfile.TemporaryDirectory() as folder, _set(telemetry | environment):
-            mesh = Mesh(Path(folder), None, free_ports(), bench.clock, bench.say)
+            wanted = dict.fromkeys(SERVICES, replicas)
+            mesh = Mesh(Path(folder), None, free_ports(), bench.clock, bench.say, replicas=wanted)
             try:
                 await mesh.start()
                 place(mesh, bench)
@@ -41,10 +42,11 @@ async def our_mesh(bench: Bench, **environment: str) -> AsyncIterator[Mesh]:
 
 
 def place(mesh: Mesh, bench: Bench) -> None:
-    """Put each part on its cores; again after one was started again."""
-    for name in SERVICES:
-        pin(_pid(mesh, name), bench.cores.services)
-    pin(_pid(mesh, "sandbox"), bench.cores.outside)
+    """Put each part that runs on its cores; again after one was started again."""
+    for name, parts in mesh.replicas.items():
+        for part in parts:
+            if part.process and part.process.returncode is None:
+                pin(part.process.pid, bench.cores.services if name in SERVICES else bench.cores.outside)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What happens after the trouble is over: a spike, a slow source, a killed service, each under steady traffic.
+"""What happens after the trouble is over: a spike, a slow source, killed services, each under steady traffic.
 
 Systems that queue and retry can stay down after the cause is gone, kept there by their own retries (a metastable
 failure). Here goodput counts only what is acknowledged in time *and decided within two seconds*, so that it comes back
@@ -44,6 +44,8 @@ class Trigger:
     end: Callable[[Mesh], Awaitable[None]]
     spike: float = 1.0
     """Factor on the traffic while it lasts."""
+    replicas: int = 1
+    """Of each service."""
 
 
 async def _nothing(mesh: Mesh) -> None:
@@ -52,6 +54,11 @@ async def _nothing(mesh: Mesh) -> None:
 
 async def _kill(mesh: Mesh) -> None:
     mesh.kill("scoring")
+
+
+async def _kill_half(mesh: Mesh) -> None:
+    for name in ours.SERVICES:
+        mesh.kill(mesh.replicas[name][1].name)
 
 
 async def _slow(mesh: Mesh) -> None:
@@ -66,6 +73,7 @@ TRIGGERS = (
     Trigger("ten times the traffic", WARM, _nothing, _nothing, spike=10 / LOAD),
     Trigger("a source ten times as slow", COLD, _slow, _as_usual),
     Trigger("scoring killed", WARM, _kill, _nothing),
+    Trigger("half the replicas killed", WARM, _kill_half, _nothing, replicas=2),
 )
 
 
@@ -91,7 +99,7 @@ class Recovery:
 async def measure(bench: Bench) -> Found:
     """One mesh a trigger."""
     found = []
-    for trigger in TRIGGERS if not bench.quick else TRIGGERS[2:]:
+    for trigger in TRIGGERS if not bench.quick else TRIGGERS[2:3]:
         found.append(await _recover(bench, trigger))
         bench.say(f"recovery: {trigger.name} done")
     lasted_s = bench.size(5, 1)
@@ -111,8 +119,8 @@ async def measure(bench: Bench) -> Found:
 async def _recover(bench: Bench, trigger: Trigger) -> Recovery:
     lasts_s, after_s = bench.size(5, 1), bench.size(40, 6)
     async with (
-        ours.our_mesh(bench) as mesh,
-        Client(mesh.parts["intake"].address) as client,
+        ours.our_mesh(bench, trigger.replicas) as mesh,
+        Client(mesh.target("intake")) as client,
     ):
         if trigger.subjects == COLD:
             await _as_usual(mesh)
@@ -145,7 +153,7 @@ async def _play(
     bench: Bench, mesh: Mesh, trigger: Trigger, rate: float, seconds: float, lasts_s: float
 ) -> tuple[Played, float]:
     """Steady traffic with trouble in it; the records, and when the trouble began (seconds since 1970)."""
-    address = mesh.parts["intake"].address
+    address = mesh.target("intake")
     subjects = trigger.subjects if trigger.subjects == WARM else int(rate * seconds * 1.1)
     playing = asyncio.create_task(
         traffic(

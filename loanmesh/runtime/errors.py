@@ -71,6 +71,12 @@ class Overloaded(NotNow):
     reason = "OVERLOADED"
 
 
+class OverQuota(NotNow):
+    """The caller submits more than it may; others are not affected, nothing was stored."""
+
+    reason = "OVER_QUOTA"
+
+
 class DependencyDown(NotNow):
     """Something we need does not answer; nothing was stored."""
 

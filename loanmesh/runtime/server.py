@@ -179,6 +179,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                         await call.refuse(error)
                     except (grpc.aio.AbortError, grpc.RpcError, asyncio.CancelledError):
                         raise
+                    except grpc.aio.InternalError as error:
+                        raise call.gone() from error
                     except Exception as error:  # noqa: BLE001  The one edge where a bug becomes a status.
                         await call.bug(error)
 
@@ -197,6 +199,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                     await call.refuse(error)
                 except (grpc.aio.AbortError, grpc.RpcError, asyncio.CancelledError, GeneratorExit):
                     raise
+                except grpc.aio.InternalError as error:
+                    raise call.gone() from error
                 except Exception as error:  # noqa: BLE001  The same edge, for streams.
                     await call.bug(error)
 
@@ -274,6 +278,11 @@ class _Call:
         if isinstance(error, NotNow):
             trailing.append(("grpc-retry-pushback-ms", str(int(error.retry_s * 1000))))
         await self._context.abort(status_code(error), str(error), tuple(trailing))
+
+    def gone(self) -> asyncio.CancelledError:
+        """What to raise where the caller is gone: gRPC has no way left to say anything on this call."""
+        self._status = "CANCELLED"
+        return asyncio.CancelledError()
 
     async def bug(self, error: Exception) -> None:
         """Log what nobody expected, once, and answer without inner text."""

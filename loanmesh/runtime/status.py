@@ -19,6 +19,7 @@ _CODES: dict[type[errors.LoanmeshError], grpc.StatusCode] = {
     errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
     errors.MissingEvidence: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.OverQuota: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DependencyDown: grpc.StatusCode.UNAVAILABLE,
     errors.FenceLost: grpc.StatusCode.ABORTED,
 }

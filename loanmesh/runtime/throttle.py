@@ -6,7 +6,7 @@ with an in-flight limit in the client.
 
 `AdaptiveLimit` is the arithmetic, `Throttle` the queue in front of it. Signals are queue delay (told by the server, or
 latency above the least one seen), refusals and calls that ran out of time. Shaped after Netflix's concurrency-limits:
-start at 20, grow only while at least half the limit is used, shrink by 0.9 for a little too much and never by more
+grow only while at least half the limit is used, shrink by 0.9 for a little too much and never by more
 than half. Like TCP, it doubles a round trip until the first sign of a queue, and shrinks at most once a round trip:
 only a call sent after the last change says anything about it.
 """
@@ -34,8 +34,9 @@ after minutes, a queue of seconds is not."""
 class ThrottleSettings(BaseModel, frozen=True, extra="forbid"):
     """Bounds of the limit, and when a queue is too long."""
 
-    initial: Annotated[int, Field(ge=1)] = 20
-    """Calls in flight to begin with (Netflix: 20)."""
+    initial: Annotated[int, Field(ge=1)] = 4
+    """Calls in flight to begin with. Netflix begins with 20, in a server; of callers hundreds may begin at once. It
+    doubles each round trip until the first sign of a queue."""
     floor: Annotated[int, Field(ge=1)] = 2
     """Never fewer: one call that hangs must not stop all others."""
     ceiling: Annotated[int, Field(ge=1)] = 256
@@ -121,8 +122,9 @@ class Permit:
         if throttle := self._end():
             held_s = throttle._clock.monotonic() - self._sent_at
             throttle._held(held_s)
-            if queue_s is None and timely:
-                queue_s = throttle.limit.delay_s(held_s)
+            if timely:
+                # What the server tells of is behind its door; what waits before it shows in the latency alone.
+                queue_s = max(queue_s or 0.0, throttle.limit.delay_s(held_s))
             throttle.limit.answered(self._sent_at, self._in_flight, queue_s)
             throttle._wake()
 

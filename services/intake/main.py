@@ -20,12 +20,15 @@ from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, linked_span
 from loanmesh.runtime.vitals import Queue, Vitals
+from services.intake.admission import Admission
 from services.intake.application import Claim
+from services.intake.arrival import Arrivals
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Deferred, Result
+from services.intake.quota import Quota
 from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
@@ -69,6 +72,9 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     scoring, pricing = GrpcScoring(channels[1], guards[1]), GrpcPricing(channels[2], guards[2])
     watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
+    arrivals = Arrivals()
+    quota = Quota(settings.quota.a_second, settings.quota.burst)
+    admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
 
     async def backlog() -> int:
         return sum(count for _, _, count, _ in await store.backlog())
@@ -104,6 +110,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         lease_s=settings.lease.duration_s,
         poll_s=settings.lease.poll_s,
         settled=settled,
+        pressed=lambda: arrivals.pressed(clock.monotonic()),
         report=structlog.get_logger().warning,
     )
     servicer = IntakeServicer(
@@ -117,7 +124,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         clock,
         lambda: new_uuid7(clock),
         settings.work.accepts_waiting_max,
-        settings.work.queue_s_max,
+        admission,
         current_traceparent,
     )
     vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))

@@ -19,10 +19,18 @@ from lending.type.v1.offer_pb2 import Offer
 from loanmesh.runtime.batching import Batcher
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.deadline import remaining_s
-from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, Overloaded, RequestIdConflict, WrongState
+from loanmesh.runtime.errors import (
+    DependencyDown,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    RequestIdConflict,
+    WrongState,
+)
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.validation import violations
 from services.intake import application as domain
+from services.intake.admission import Admission
 from services.intake.application import FINAL, New, Snapshot, State, Stored
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
@@ -31,15 +39,10 @@ from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
 from services.intake.worker import Worker
 
-DEFAULT_CLIENT = "local"
-CLIENT_HEADER = "loanmesh-client"
 QUEUE_HEADER = "loanmesh-queue-ms"
 """Trailing metadata: how long the request waited here before it was stored, milliseconds; callers slow down by it."""
 ACKNOWLEDGE_S = 0.2
 """A caller who waits for the decision hears by then that it is stored; most hear of the decision itself before."""
-QUEUE_SHARES = {int(pb.PRIORITY_INTERACTIVE): 1.0, int(pb.PRIORITY_PARTNER): 0.5}
-"""Share of the longest queue delay at which a class is turned away; what can wait goes first."""
-QUEUE_SHARE_OTHERS = 0.25
 BATCH_ITEMS_MAX = 500
 """As the contract says."""
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -61,7 +64,7 @@ class IntakeServicer(IntakeServiceServicer):
         clock: Clock,
         new_id: Callable[[], str],
         accepts_waiting_max: int,
-        queue_s_max: float,
+        admission: Admission,
         traceparent: Callable[[], str] = str,
     ) -> None:
         self._store = store
@@ -73,7 +76,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._labels = labels
         self._clock = clock
         self._new_id = new_id
-        self._queue_s_max = queue_s_max
+        self._admission = admission
         self._traceparent = traceparent
         self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
         self._aside_max = max(1, accepts_waiting_max // BATCH_ITEMS_MAX)
@@ -87,12 +90,14 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.SubmitApplicationRequest, context: _Context
     ) -> pb.SubmitApplicationResponse:
         """Store, acknowledge; wait for the decision where asked."""
+        client, delay_s = self._admission.arrived(context.invocation_metadata() or ())
         started = self._clock.monotonic()
-        new = self._new(request.parent, request, _client(context))
+        new = self._new(request.parent, request, client)
+        self._admission.admit(client, new.priority, 1, max(delay_s, self._accepts.waited_s))
         wait_s = request.wait.ToNanoseconds() / 1e9
         with self._watch(new.id) as watching:
             stored = await self._accept(new)
-            queued = ((QUEUE_HEADER, f"{(self._clock.monotonic() - started) * 1000:.0f}"),)
+            queued = ((QUEUE_HEADER, f"{(delay_s + self._clock.monotonic() - started) * 1000:.0f}"),)
             context.set_trailing_metadata(queued)
             snapshot = await self._snapshot(stored, new)
             if wait_s > 0 and snapshot.state not in FINAL:
@@ -108,8 +113,8 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.BatchSubmitApplicationsRequest, context: _Context
     ) -> pb.BatchSubmitApplicationsResponse:
         """Store many; each for itself."""
+        client, delay_s = self._admission.arrived(context.invocation_metadata() or ())
         started = self._clock.monotonic()
-        client = _client(context)
         response = pb.BatchSubmitApplicationsResponse()
         good: list[tuple[pb.BatchSubmitApplicationsResponse.Result, New]] = []
         for item in request.requests:
@@ -118,7 +123,8 @@ class IntakeServicer(IntakeServiceServicer):
                 good.append((result, self._new(request.parent, _checked(request.parent, item), client)))
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
-        self._admit(min((new.priority for _, new in good), default=pb.PRIORITY_BULK))
+        most_urgent = min((new.priority for _, new in good), default=pb.PRIORITY_BULK)
+        self._admission.admit(client, most_urgent, len(good), max(delay_s, self._accepts.waited_s))
         if len(self._aside) >= self._aside_max:
             raise Overloaded(f"{len(self._aside)} batches are being stored already; nothing was stored", retry_s=0.5)
         stored = await asyncio.shield(self._accept_aside([new for _, new in good]))
@@ -131,7 +137,7 @@ class IntakeServicer(IntakeServiceServicer):
             else:
                 snapshot = old[one.id] if one.existed else domain.as_stored(new)
                 result.application.CopyFrom(await self._to_proto(snapshot))
-        context.set_trailing_metadata(((QUEUE_HEADER, f"{(self._clock.monotonic() - started) * 1000:.0f}"),))
+        context.set_trailing_metadata(((QUEUE_HEADER, f"{(delay_s + self._clock.monotonic() - started) * 1000:.0f}"),))
         return response
 
     def _new(self, parent: str, request: pb.SubmitApplicationRequest, client: str) -> New:
@@ -154,14 +160,7 @@ class IntakeServicer(IntakeServiceServicer):
             traceparent=self._traceparent(),
         )
 
-    def _admit(self, priority: int) -> None:
-        """Raise Overloaded where storing is so far behind that a request of the class had better come later."""
-        waited_s = self._accepts.waited_s
-        if waited_s > self._queue_s_max * QUEUE_SHARES.get(priority, QUEUE_SHARE_OTHERS):
-            raise Overloaded(f"storing is {waited_s:.1f} s behind; nothing was stored", retry_s=max(0.2, waited_s))
-
     async def _accept(self, new: New) -> Stored:
-        self._admit(new.priority)
         stored = await self._accepts.submit(new)
         await self._require_same(stored, new)
         return stored
@@ -452,13 +451,6 @@ def _decided(new: New, result: Decided) -> Snapshot:
         revision=result.claim.revision + 1,
         updated_at=result.decided_at,
     )
-
-
-def _client(context: _Context) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == CLIENT_HEADER and isinstance(value, str):
-            return value[:64]
-    return DEFAULT_CLIENT
 
 
 def _split(name: str) -> tuple[str, str]:

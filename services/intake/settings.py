@@ -39,6 +39,15 @@ class Work(BaseModel, frozen=True, extra="forbid"):
     """Whether this replica decides. False: it only accepts and answers, and leaves deciding to the others."""
 
 
+class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
+    """How much each caller, named by `loanmesh-client`, may submit to this replica."""
+
+    a_second: Annotated[float, Field(ge=0)] = 0.0
+    """Applications a second. 0: as many as it likes."""
+    burst: Annotated[int, Field(ge=1)] = 1000
+    """How many at once after a rest."""
+
+
 class Due(BaseModel, frozen=True, extra="forbid"):
     """How long we wait for people."""
 
@@ -72,4 +81,5 @@ class IntakeSettings(ServiceSettings):
     lease: Lease = Lease()
     work: Work = Work()
     due: Due = Due()
+    quota: QuotaSettings = QuotaSettings()
     downstream: Downstream = Downstream()

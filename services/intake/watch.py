@@ -25,7 +25,8 @@ class Watch:
         self._poll_s = poll_s
         self._report = report
         self._left = False
-        self._watchers: dict[str, set[Watching]] = {}
+        # In the order they came: told in the same order on every run of a seed, and nobody last by chance.
+        self._watchers: dict[str, dict[Watching, None]] = {}
         self._seen: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -90,12 +91,12 @@ class Watching:
         self._result: Result | None = None
 
     def __enter__(self) -> Watching:
-        self._watch._watchers.setdefault(self._id, set()).add(self)
+        self._watch._watchers.setdefault(self._id, {})[self] = None
         return self
 
     def __exit__(self, *_: object) -> None:
         watchers = self._watch._watchers[self._id]
-        watchers.discard(self)
+        watchers.pop(self, None)
         if not watchers:
             del self._watch._watchers[self._id]
             self._watch._seen.pop(self._id, None)

@@ -21,6 +21,9 @@ T = TypeVar("T")
 LINGER_S = 0.02
 """How long held applications wait for the batch under way before another one starts beside it, unless it would be full.
 Large batches are cheap ones; a batch that waits for a slow source holds nobody up for longer than this."""
+RESTS = 3
+"""While requests queue at the door, deciding rests three times as long as its last batch took: what is stored can be
+decided later, but who is not answered in time is lost."""
 PACED_S = 2.0
 """Under a pace, how much work is held in memory: more would be kept from replicas that are free."""
 CLASS_SHARES = {1: 1.0, 2: 0.75}
@@ -42,6 +45,7 @@ class Worker:
 
     report   called with an event name and facts when something went wrong that mends itself.
     settled  called with what was committed, by application id.
+    pressed  whether requests queue at the door.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Worker:
         poll_s: float,
         settled: Callable[[Mapping[str, Result]], None],
         report: Callable[..., None],
+        pressed: Callable[[], bool] = lambda: False,
     ) -> None:
         self._leases = leases
         self._decide_batch = decide_batch
@@ -68,6 +73,8 @@ class Worker:
         self._poll_s = poll_s
         self._settled = settled
         self._report = report
+        self._pressed = pressed
+        self._rest_until = float("-inf")
         self._held = Held()
         self._pace = Pace()
         self._working: dict[str, Claim] = {}
@@ -76,6 +83,7 @@ class Worker:
         self._lingering: asyncio.Task[None] | None = None
         self._spilled: int | None = None
         self._wake = asyncio.Event()
+        self._claiming: asyncio.Future[list[Claim] | None] | None = None
         self._draining = False
 
     @property
@@ -110,9 +118,14 @@ class Worker:
         self._loops = [asyncio.create_task(self._claim_forever()), asyncio.create_task(self._renew_forever())]
 
     def offer(self, claims: Sequence[Claim]) -> None:
-        """Take applications that were just leased to us."""
-        self._held.add(claims, self._clock.monotonic())
-        self._fill()
+        """Take applications that were just leased to us; while draining, give them back."""
+        if not self._draining:
+            self._held.add(claims, self._clock.monotonic())
+            self._fill()
+        elif claims:
+            task = asyncio.create_task(self._give_back(claims), context=contextvars.Context())
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
 
     async def drain(self) -> None:
         """Take nothing new, give back what is not begun, finish what is."""
@@ -123,9 +136,15 @@ class Worker:
         await asyncio.gather(*loops, return_exceptions=True)
         rest = list(self._held)
         self._held.keep(())
+        if self._claiming:
+            # What the database was just about to hand us would else be nobody's until the lease ends.
+            rest += await self._claiming or ()
         if rest:
-            await self._safely("release", self._leases.release(rest))
+            await self._give_back(rest)
         await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _give_back(self, claims: Sequence[Claim]) -> None:
+        await self._safely("release", self._leases.release(claims))
 
     def _fill(self) -> None:
         while self._held and self._may_start():
@@ -143,6 +162,8 @@ class Worker:
             self._lingering = asyncio.create_task(self._linger(), context=contextvars.Context())
 
     def _may_start(self) -> bool:
+        if self._pressed() and (self._under_way or self._clock.monotonic() < self._rest_until):
+            return False
         if not self._under_way:
             return True
         waited_s = self._clock.monotonic() - self._held.came_first_at()
@@ -178,6 +199,8 @@ class Worker:
                 for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                     await self._work(half)
         finally:
+            ended_at = self._clock.monotonic()
+            self._rest_until = ended_at + RESTS * (ended_at - started_at)
             for claim in batch:
                 self._working.pop(claim.id, None)
 
@@ -186,7 +209,12 @@ class Worker:
         while True:
             self._wake.clear()
             at_most = min(self._room - len(self._held) - len(self._working), self._batch_max * self._batches)
-            claims = await self._safely("claim", self._leases.claim(at_most)) if at_most > 0 else None
+            claims = None
+            if at_most > 0:
+                # Shielded, so that a drain that comes meanwhile still learns what was claimed.
+                self._claiming = asyncio.ensure_future(self._safely("claim", self._leases.claim(at_most)))
+                claims = await asyncio.shield(self._claiming)
+                self._claiming = None
             if claims:
                 self.offer(claims)
             if rounds % 50 == 0:

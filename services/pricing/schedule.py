@@ -6,7 +6,7 @@ Whole numbers throughout: a twelfth of a rate in ppm has no end as a decimal, as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyxirr
 
@@ -15,8 +15,7 @@ _YEAR = 12 * PPM
 """A month's interest is balance x apr_ppm / _YEAR."""
 
 
-@dataclass(frozen=True)
-class Instalment:
+class Instalment(NamedTuple):
     """One month; amounts in fen."""
 
     number: int

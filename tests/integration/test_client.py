@@ -175,7 +175,7 @@ async def test_a_servers_wish_is_honoured_in_either_form(running: Running, heade
     started = CLOCK.monotonic()
     async with Client(running.address) as client:
         await client.submit(an_application())
-        assert client.in_flight_limit == 10  # Half of what it began with.
+        assert client.in_flight_limit == 2  # Half of what it began with.
     assert CLOCK.monotonic() - started >= 0.4
 
 

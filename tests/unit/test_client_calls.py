@@ -321,7 +321,7 @@ def test_a_slow_decision_is_no_sign_of_a_queue() -> None:
             await asyncio.gather(*(client.submit(an_application(), wait_s=20) for _ in range(20)))
             return client.in_flight_limit
 
-        assert using(mesh, work) >= 20
+        assert using(mesh, work, throttle=ThrottleSettings(initial=20)) >= 20
 
 
 def test_submit_and_wait_answers_the_decision() -> None:
@@ -368,7 +368,7 @@ def test_a_long_page_is_no_sign_of_a_queue() -> None:
             await client.get("lenders/demo/applications/request-1")
         return client.in_flight_limit
 
-    assert using(mesh, work) == 2
+    assert using(mesh, work, throttle=ThrottleSettings(initial=20)) == 2
 
 
 def test_submit_and_wait_goes_on_by_watching() -> None:

@@ -277,7 +277,7 @@ def test_a_cancelled_waiter_leaves_nothing_behind() -> None:
 
 def test_a_permit_ends_once() -> None:
     async def scenario() -> None:
-        throttle = Throttle(ThrottleSettings(), VirtualClock())
+        throttle = Throttle(ThrottleSettings(initial=20), VirtualClock())
         permit = await throttle.acquire(INTERACTIVE, 1)
         permit.release()
         permit.answered()

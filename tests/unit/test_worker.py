@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import pytest
+
 from loanmesh.runtime import deadline
 from loanmesh.runtime.clock import FakeClock
 from services.intake.application import Claim
@@ -136,6 +138,29 @@ async def test_a_second_batch_starts_when_it_is_full_or_its_first_member_has_wai
     await worker.drain()
 
 
+async def test_deciding_rests_while_requests_queue_at_the_door() -> None:
+    clock = FakeClock()
+    pressed = True
+    begun: list[float] = []
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        begun.append(clock.monotonic())
+        clock.advance(0.1)
+        return deferred(claims)
+
+    worker = Worker(Leases(), decide_batch, clock, batch_max=4, batches=3, held_max=100, lease_s=9, poll_s=1,
+                    settled=lambda results: None, report=lambda *_, **__: None, pressed=lambda: pressed)  # fmt: skip
+    worker.offer(some_claims(12))
+    await turns(200)
+    assert begun == [0.0, pytest.approx(0.4, abs=0.03), pytest.approx(0.8, abs=0.06)]
+    pressed = False
+    worker.offer(some_claims(8, first=20))
+    await turns(200)
+    assert len(begun) == 5
+    assert begun[4] - begun[3] < 0.2
+    await worker.drain()
+
+
 async def test_what_comes_while_leases_are_renewed_is_kept() -> None:
     gate = asyncio.Event()
     begun: list[str] = []
@@ -260,3 +285,42 @@ def test_the_urgent_go_first_and_one_place_in_five_goes_by_age() -> None:
     assert [claim.id for claim in held] == ["119", "5"]
     assert [claim.id for claim in held.take(10)] == ["119", "5"]
     assert held.came_first_at() == float("inf")
+
+
+async def test_draining_gives_back_what_the_database_is_just_about_to_hand_over() -> None:
+    class Slow(Leases):
+        """Hands out leases after a while; they are taken all the same."""
+
+        async def claim(self, at_most: int) -> list[Claim]:
+            self.claiming.set()
+            await self.answered.wait()
+            return await super().claim(at_most)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.claiming, self.answered = asyncio.Event(), asyncio.Event()
+
+    leases = Slow()
+    leases.open = some_claims(3)
+    worker = a_worker(leases, decide_at_once)
+    worker.start()
+    await leases.claiming.wait()
+    draining = asyncio.create_task(worker.drain())
+    await turns()
+    leases.answered.set()
+    await draining
+    assert leases.released == ["0", "1", "2"]
+
+
+async def test_what_is_leased_to_a_draining_replica_is_given_back() -> None:
+    leases = Leases()
+    worker = a_worker(leases, decide_at_once)
+    await worker.drain()
+    worker.offer(some_claims(2))
+    await worker.drain()
+    assert leases.released == ["0", "1"]
+    assert not worker.busy
+
+
+async def decide_at_once(claims: Sequence[Claim]) -> dict[str, Result]:
+    return deferred(claims)

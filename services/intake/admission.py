@@ -1,0 +1,50 @@
+"""Who may come in now: by how long requests queue, how much a caller submits, and how urgent it is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.errors import Overloaded, OverQuota
+from services.intake.arrival import Arrivals, read_sent
+from services.intake.quota import Quota
+
+CLIENT_HEADER = "loanmesh-client"
+DEFAULT_CLIENT = "local"
+SENT_HEADER = "loanmesh-sent-ms"
+"""Metadata: `SENDER:MS`, when the caller sent the call in milliseconds by a clock of its own that never jumps, and a
+name for that clock. Absent: the queue before our door is unknown."""
+QUEUE_SHARES = {1: 1.0, 2: 0.5}
+"""Share of the longest queue delay at which a class is turned away, by priority: interactive, partner; others at a
+quarter. What can wait goes first."""
+OTHERS_SHARE = 0.25
+
+
+class Admission:
+    """The door of one replica.
+
+    queue_s_max  how far behind storing may be before interactive submits are turned away, seconds.
+    """
+
+    def __init__(self, queue_s_max: float, arrivals: Arrivals, quota: Quota, clock: Clock) -> None:
+        self._queue_s_max = queue_s_max
+        self._arrivals = arrivals
+        self._quota = quota
+        self._clock = clock
+
+    def arrived(self, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, float]:
+        """Who calls, and for how long the call queued before we saw it, seconds."""
+        said = {key: value for key, value in metadata if isinstance(value, str)}
+        client = said.get(CLIENT_HEADER, DEFAULT_CLIENT)[:64]
+        sent = read_sent(said.get(SENT_HEADER, ""))
+        return client, self._arrivals.delay_s(*sent, self._clock.monotonic()) if sent else 0.0
+
+    def admit(self, client: str, priority: int, count: int, queued_s: float) -> None:
+        """Let `count` applications in. Raises Overloaded or OverQuota with when to come back; then nothing is counted.
+
+        queued_s  how long requests queue, before the door or behind it.
+        """
+        if queued_s > self._queue_s_max * QUEUE_SHARES.get(priority, OTHERS_SHARE):
+            raise Overloaded(f"storing is {queued_s:.1f} s behind; nothing was stored", retry_s=max(0.2, queued_s))
+        if retry_s := self._quota.take(client, count, self._clock.monotonic()):
+            raise OverQuota(f"client {client!r} submits more than its quota; nothing was stored", retry_s)

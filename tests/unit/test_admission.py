@@ -1,0 +1,62 @@
+"""The door: what can wait is turned away first, a caller over its quota alone, and nothing is counted for nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from loanmesh.runtime.clock import FakeClock
+from loanmesh.runtime.errors import Overloaded, OverQuota
+from services.intake.admission import Admission
+from services.intake.arrival import Arrivals
+from services.intake.quota import Quota
+
+INTERACTIVE, PARTNER, BULK, REASSESSMENT = 1, 2, 3, 4
+
+
+def a_door(quota: Quota | None = None, clock: FakeClock | None = None) -> Admission:
+    return Admission(1.0, Arrivals(), quota or Quota(0, 1), clock or FakeClock())
+
+
+@pytest.mark.parametrize(
+    ("queued_s", "let_in"),
+    [
+        (0.2, {INTERACTIVE, PARTNER, BULK, REASSESSMENT}),
+        (0.4, {INTERACTIVE, PARTNER}),
+        (0.8, {INTERACTIVE}),
+        (1.1, set()),
+    ],
+)
+def test_what_can_wait_is_turned_away_first(queued_s: float, let_in: set[int]) -> None:
+    for priority in (INTERACTIVE, PARTNER, BULK, REASSESSMENT):
+        if priority in let_in:
+            a_door().admit("app", priority, 1, queued_s)
+        else:
+            with pytest.raises(Overloaded) as refused:
+                a_door().admit("app", priority, 1, queued_s)
+            assert refused.value.retry_s >= 0.2
+
+
+def test_a_caller_over_its_quota_is_told_when_to_come_back_and_nobody_else() -> None:
+    door = a_door(Quota(2.0, 1))
+    door.admit("greedy", INTERACTIVE, 1, 0.0)
+    with pytest.raises(OverQuota) as refused:
+        door.admit("greedy", INTERACTIVE, 1, 0.0)
+    assert 0 < refused.value.retry_s <= 0.5
+    door.admit("modest", INTERACTIVE, 1, 0.0)
+
+
+def test_who_is_turned_away_for_the_queue_does_not_pay_for_it() -> None:
+    door = a_door(Quota(0.001, 1))
+    with pytest.raises(Overloaded):
+        door.admit("app", INTERACTIVE, 1, 5.0)
+    door.admit("app", INTERACTIVE, 1, 0.0)
+
+
+def test_the_queue_before_the_door_is_told_from_the_senders_clock() -> None:
+    clock = FakeClock()
+    door = a_door(clock=clock)
+    assert door.arrived([("loanmesh-client", "app"), ("loanmesh-sent-ms", "a1:5000")]) == ("app", 0.0)
+    clock.advance(1.0)
+    client, delay_s = door.arrived([("loanmesh-sent-ms", "a1:5400"), ("trace-bin", b"x")])
+    assert client == "local"
+    assert delay_s == pytest.approx(0.6)

@@ -1,0 +1,50 @@
+"""The queue before the door: told from how much later a request comes than the quickest did."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.intake.arrival import FORGET_S, SENDERS_MAX, Arrivals, read_sent
+
+
+def test_what_exceeds_the_quickest_way_is_queue() -> None:
+    arrivals = Arrivals()
+    assert arrivals.delay_s("a", 100.0, 5000.2) == 0.0
+    assert arrivals.delay_s("a", 101.0, 5001.1) == 0.0  # A quicker way.
+    assert arrivals.delay_s("a", 102.0, 5002.6) == pytest.approx(0.5)
+
+
+def test_clocks_need_not_agree_and_senders_are_apart() -> None:
+    arrivals = Arrivals()
+    arrivals.delay_s("a", 0.0, 1000.0)
+    assert arrivals.delay_s("b", 9e5, 1000.0) == 0.0
+    assert arrivals.delay_s("a", 1.0, 1001.3) == pytest.approx(0.3)
+
+
+def test_an_old_quickest_way_is_forgotten_where_clocks_drift() -> None:
+    arrivals = Arrivals()
+    arrivals.delay_s("a", 0.0, 0.0)
+    for second in range(1, int(3 * FORGET_S)):
+        delay_s = arrivals.delay_s("a", float(second), second + 2.0)
+    assert delay_s == 0.0
+
+
+def test_pressure_ends_by_itself() -> None:
+    arrivals = Arrivals()
+    arrivals.delay_s("a", 0.0, 10.0)
+    arrivals.delay_s("a", 1.0, 11.2)
+    assert arrivals.pressed(11.3)
+    assert not arrivals.pressed(11.6)
+
+
+def test_senders_are_bounded() -> None:
+    arrivals = Arrivals()
+    for number in range(SENDERS_MAX + 10):
+        arrivals.delay_s(str(number), 0.0, 0.0)
+    assert len(arrivals._least) == SENDERS_MAX
+
+
+@pytest.mark.parametrize("said", ["", "abc", ":5", "a:", "a:x", "a:-5", "a:\u0665", "a:" + "9" * 40])
+def test_what_is_no_time_is_not_read(said: str) -> None:
+    assert read_sent(said) is None
+    assert read_sent("a:1500") == ("a", 1.5)
