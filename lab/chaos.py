@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lab import drills, faults
 from lab.audit import audit, pending
-from lab.history import Recorder, by_rule, check
+from lab.history import Record, Recorder, by_rule, check
 from lab.load import Callers
 from lab.outside import Outside
 from lab.postgres import Postgres
@@ -129,7 +129,8 @@ async def run(plan: Plan, folder: Path, clock: Clock, say: Say) -> list[Row]:
         target = (await world.mesh.ask({}))["targets"]["intake"]
         await _ask_sample(target, recorder, dice)
         witness = await audit(world.database, clock.monotonic())
-    return _judge(plan, callers, struck, undecided, took_s, [*recorder.records, *witness.records], say)
+        crashes = world.mesh.crashes()
+    return _judge(plan, callers, struck, undecided, crashes, took_s, [*recorder.records, *witness.records], say)
 
 
 async def _strike(world: faults.World, count: int, struck: Counter[str], say: Say) -> None:
@@ -183,16 +184,17 @@ def _judge(
     callers: Callers,
     struck: Counter[str],
     undecided: int,
+    crashes: Sequence[str],
     took_s: float,
-    history: Sequence[object],
+    history: Sequence[Record],
     say: Say,
 ) -> list[Row]:
-    found = by_rule(check(history))  # type: ignore[arg-type]
+    found = by_rule(check(history))
     for rule, violations in found.items():
         for violation in violations[:3]:
             say(f"VIOLATION {violation}")
         say(f"{rule}: {len(violations)} violations")
-    for failure in callers.failed[:10]:
+    for failure in [*callers.failed, *crashes][:10]:
         say(f"FAILED {failure}")
     promised = ("nothing_is_lost", "decided_once", "declines_rest_on_evidence")
     others = sum(len(violations) for rule, violations in found.items() if rule not in promised)
@@ -206,6 +208,7 @@ def _judge(
         at_most(on + "other contradictions in what callers saw", others, "violations", 0),
         at_most(on + "failed client calls", len(callers.failed), "calls", 0),
         at_most(on + "undecided after the last fault", undecided, "applications", 0),
+        at_most(on + "processes that crashed by themselves", len(crashes), "processes", 0),
         Row(on + "whole run, waits included", round(took_s, 1), "s", "", True),
     ]
 

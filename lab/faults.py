@@ -287,7 +287,7 @@ async def stop_database(world: World) -> str:
     assert world.postgres
     async with world.alone:
         wait_s = world.some_s()
-        await world.postgres.stop_at_once()
+        await world.postgres.crash()
         try:
             await world.clock.sleep(wait_s)
         finally:
@@ -303,7 +303,7 @@ async def stop_database_in_takeover(world: World) -> str:
         if not replica.signal(signal.SIGKILL):
             return ""
         await world.clock.sleep(world.lease_s + world.dice.uniform(-0.2, 0.5))
-        await world.postgres.stop_at_once()
+        await world.postgres.crash()
         await world.postgres.start()
     return f"{replica.name} killed, and PostgreSQL as its leases ended"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -93,6 +94,13 @@ class Outside:
             for service, all_ in found.items()
             for one in all_
         ]
+
+    def crashes(self) -> list[str]:
+        """Processes that ended by a signal which nobody sends, e.g. a segmentation fault."""
+        ended = re.compile(r"(\S+) ended \((-?\d+)\)")
+        found = [match for line in self.said if (match := ended.search(line))]
+        meant = {-signal.SIGKILL, -signal.SIGTERM}
+        return [match[0] for match in found if int(match[2]) < 0 and int(match[2]) not in meant]
 
     async def stop(self) -> None:
         """Ctrl-C, and wait for its end."""

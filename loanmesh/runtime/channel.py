@@ -81,6 +81,9 @@ def channel_options(config: Mapping[str, object]) -> list[tuple[str, str | int]]
         ("grpc.service_config", json.dumps(config)),
         ("grpc.dns_min_time_between_resolutions_ms", 2000),
         ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+        # Channels of one process that share a connection share its health watch, too; now and then one of them finds it
+        # half made, and the process ends with a segmentation fault (grpcio 1.85, HealthProducer).
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]

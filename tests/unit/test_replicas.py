@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.outside import Outside
 from loanmesh.cli.control import NoMesh, ask, path_of
 from loanmesh.cli.mesh import read_replicas
 
@@ -36,3 +37,16 @@ def test_the_control_socket_has_a_path_that_sockets_can_have(tmp_path: Path) -> 
 async def test_asking_where_no_mesh_runs_says_so(tmp_path: Path) -> None:
     with pytest.raises(NoMesh, match=str(tmp_path)):
         await ask(tmp_path, {})
+
+
+def test_only_an_end_that_nobody_asked_for_is_a_crash() -> None:
+    mesh = Outside(Path("state"), [], {})
+    mesh.said = [
+        "intake-2 ended (-9); starting it again",
+        "bureau ended (0); starting it again",
+        "bureau ended (1); starting it again",
+        "pricing ended (-15); starting it again",
+        "scoring-3 ended (-11); starting it again",
+        "intake-2 is back (pid 11)",
+    ]
+    assert mesh.crashes() == ["scoring-3 ended (-11)"]
