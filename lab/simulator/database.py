@@ -7,6 +7,7 @@ no replica may do, whoever asks for it.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -48,8 +49,10 @@ CREATE TRIGGER revisions_count BEFORE UPDATE OF revision ON application
 WHEN NEW.revision NOT IN (OLD.revision, OLD.revision + 1)
 BEGIN SELECT sim_violate('revisions_count', OLD.id, 'revision ' || OLD.revision || ' became ' || NEW.revision); END;
 
+CREATE TRIGGER stored AFTER INSERT ON application BEGIN SELECT sim_stored(NEW.id); END;
+
 CREATE TRIGGER looked_at_seldom BEFORE UPDATE OF attempts ON application WHEN NEW.attempts > OLD.attempts
-BEGIN SELECT sim_attempt(OLD.id, OLD.created_at, NEW.attempts); END;
+BEGIN SELECT sim_attempt(OLD.id, NEW.attempts); END;
 """
 """What the tables themselves know to be wrong."""
 
@@ -68,7 +71,7 @@ def ddl(metadata: MetaData) -> list[str]:
 def blank(metadata: MetaData, guards: str) -> bytes:
     """An empty database with a service's tables, as SQLite's own bytes: quicker to open than to make."""
     connection = sqlite3.connect(":memory:")
-    for name, count in (("sim_now", 0), ("sim_runner", 0), ("sim_violate", 3), ("sim_attempt", 3)):
+    for name, count in (("sim_now", 0), ("sim_runner", 0), ("sim_violate", 3), ("sim_attempt", 2), ("sim_stored", 1)):
         connection.create_function(name, count, lambda *_: None)
     for statement in ddl(metadata):
         connection.execute(statement)
@@ -84,7 +87,7 @@ class DatabaseServer:
         self, name: str, template: bytes, loop: VirtualLoop, dice: random.Random, observer: Observer, *, inline: bool
     ) -> None:
         self.name = name
-        self._loop = loop
+        self.loop = loop
         self._dice = dice
         self._observer = observer
         self._inline = inline
@@ -94,7 +97,8 @@ class DatabaseServer:
         self._connection.create_function("sim_now", 0, lambda: EPOCH_S + loop.now_s)
         self._connection.create_function("sim_runner", 0, lambda: self._runner)
         self._connection.create_function("sim_violate", 3, observer.violate)
-        self._connection.create_function("sim_attempt", 3, observer.looked_at)
+        self._connection.create_function("sim_attempt", 2, observer.looked_at)
+        self._connection.create_function("sim_stored", 1, observer.stored)
         self._connection.create_function("sim_skew", 0, lambda: self._skew_s)
         self._runner = ""
         self._skew_s = 0.0
@@ -137,7 +141,7 @@ class DatabaseServer:
         self._count += 1
         job.number = self._count
         self._under_way[job.number] = job
-        self._loop.post(self._loop.world, self._wait_s(), self._execute, job)
+        self.loop.post(self.loop.world, self._wait_s(), self._execute, job)
 
     def _execute(self, job: _Job) -> None:
         if job.number not in self._under_way:
@@ -148,7 +152,7 @@ class DatabaseServer:
             return
         self._runner, self._skew_s = job.owner, job.node.skew_s
         job.value, job.error = self.perform(job.work)
-        self._loop.post(self._loop.world, self._wait_s(), self._answer, job)
+        self.loop.post(self.loop.world, self._wait_s(), self._answer, job)
 
     def perform(self, work: Callable[[sqlite3.Connection], Any]) -> tuple[Any, Exception | None]:
         """In one transaction."""
@@ -171,11 +175,11 @@ class DatabaseServer:
 
     def _answer(self, job: _Job) -> None:
         if self._under_way.pop(job.number, None):
-            self._loop.post(job.node, 0.0, _settle, job)
+            self.loop.post(job.node, 0.0, _settle, job)
 
     def _refuse(self, job: _Job) -> None:
         job.error = DependencyDown(f"the database {self.name} cannot be reached")
-        self._loop.post(job.node, self._wait_s(), _settle, job)
+        self.loop.post(job.node, self._wait_s(), _settle, job)
 
     def read_now(self, sql: str, params: Sequence[object]) -> list[Row]:
         """A read that takes no time."""
@@ -220,6 +224,7 @@ class SimDatabase:
         self._server = server
         self._node = node
         self._owner = owner
+        self._under_way: dict[asyncio.Future[Any], None] = {}
 
     async def run(self, script: Callable[[], Script[T]]) -> T:
         """Run a script in one transaction; returns after its COMMIT. Raises DependencyDown."""
@@ -242,10 +247,14 @@ class SimDatabase:
         return await self.read(sql, params)
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Finish what is under way."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
 
     async def _ask(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        future = self._server._loop.create_future()
+        future: asyncio.Future[Any] = self._server.loop.create_future()
+        self._under_way[future] = None
+        future.add_done_callback(self._under_way.pop)
         self._server.submit(_Job(self._node, self._owner, work, future))
         return await future
 

@@ -216,8 +216,8 @@ class Intake(Process):
     async def serve(self, server: Server) -> None:
         """Put intake together and start its worker."""
         around, sizes, clock = self.around, self.around.sizes, self.clock
-        database = around.databases["intake"].connect(self.node, self.owner)
-        store = self.store = Store(database, clock, self.owner, sizes.lease_s)
+        self.database = around.databases["intake"].connect(self.node, self.owner)
+        store = Store(self.database, clock, self.owner, sizes.lease_s)
         channels = [
             Channel(around.network, self.node, service, RETRY, _interceptors(clock, deadline_s))
             for service in ("bureau", "scoring", "pricing")
@@ -276,6 +276,7 @@ class Intake(Process):
     async def close(self) -> None:
         """As the service does at its end."""
         await self.watch.stop()
+        await self.database.close()
 
     def _settled(self, results: Mapping[str, Result]) -> None:
         self.estimate.decided(sum(not isinstance(r, Deferred) for r in results.values()), self.worker.busy)

@@ -89,6 +89,8 @@ class World:
         self.databases["intake"].latency_s = self.dice.choice([0.001, 0.001, 0.02])
         self.recorder = Recorder(lambda: round(EPOCH_S + self.loop.now_s, 6))
         self.processes: dict[str, Process] = {}
+        self._stored_at: dict[str, float] = {}
+        self._claimed_at: dict[str, list[float]] = {}
         self._starts = 0
         self.around = Surroundings(
             self.loop, self.dice, self.network, self, self.sizes, self.sources, self.databases, self.owner, self.new_id
@@ -121,9 +123,14 @@ class World:
         if self._tracing:
             self.lines.append(f"{self.loop.now_s:9.4f}  {text}")
 
-    def looked_at(self, application_id: str, created_at: float, attempts: int) -> None:
-        """An application was claimed once more: seldom enough?"""
-        age_s = max(0.0, EPOCH_S + self.loop.now_s - created_at)
+    def stored(self, application_id: str) -> None:
+        """An application is in the store from now on."""
+        self._stored_at[application_id] = self.loop.now_s
+
+    def looked_at(self, application_id: str, attempts: int) -> None:
+        """An application was claimed from the store: seldom enough?"""
+        self._claimed_at.setdefault(application_id, []).append(self.loop.now_s)
+        age_s = self.loop.now_s - self._stored_at[application_id]
         # Waits double from half a second, a takeover needs a lease to end, and what was supplied is looked at at once.
         limit = 8 + 0.4 * age_s
         # A source that is too busy is asked on, by each replica at its own pace, which may be down to one a second.
@@ -362,20 +369,14 @@ class World:
             seen.add((client, request_id))
 
     def _overtaken(self) -> Iterator[Violation]:
-        """In a rush, who is urgent waits for what is under way and what memory holds, not for all that is stored."""
-        rows = self.databases["intake"].ask(
-            "SELECT a.id, a.priority, a.created_at, d.decided_at,"
-            " (SELECT count(*) FROM event e WHERE e.application_id = a.id AND e.kind = 'deferred')"
-            " FROM application a JOIN decision d ON d.application_id = a.id ORDER BY a.id"
-        )
-        patient = [decided_at for _, priority, _, decided_at, _ in rows if priority == pb.PRIORITY_BULK]
-        for application_id, priority, created_at, decided_at, deferrals in rows:
-            overtook = sum(created_at < other < decided_at for other in patient)
-            # Who had to wait for evidence was overtaken for a good reason.
-            if priority == pb.PRIORITY_INTERACTIVE and not deferrals and overtook > 3 * self.sizes.held_max:
-                yield Violation(
-                    "urgent_goes_first", application_id, f"{overtook} of no urgency were decided before", ()
-                )
+        """While somebody urgent lies in the store, few of no urgency are taken from it: one in five, by age."""
+        rows = self.databases["intake"].ask("SELECT id, priority FROM application ORDER BY id")
+        patient = [at for key, rank in rows if rank == pb.PRIORITY_BULK for at in self._claimed_at.get(key, ())]
+        for application_id, rank in rows:
+            stored_at, claimed_at = self._stored_at[application_id], self._claimed_at.get(application_id, [0.0])[0]
+            overtook = sum(stored_at < at < claimed_at for at in patient)
+            if rank == pb.PRIORITY_INTERACTIVE and overtook > self.sizes.held_max // 2:
+                yield Violation("urgent_goes_first", application_id, f"{overtook} of no urgency were taken before", ())
 
 
 def plan_identity(plan: Plan) -> str:

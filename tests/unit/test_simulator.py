@@ -39,7 +39,10 @@ class Silent:
     def trace(self, text: str) -> None:
         pass
 
-    def looked_at(self, application_id: str, created_at: float, attempts: int) -> None:
+    def stored(self, application_id: str) -> None:
+        pass
+
+    def looked_at(self, application_id: str, attempts: int) -> None:
         pass
 
 
