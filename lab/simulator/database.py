@@ -49,7 +49,7 @@ CREATE TRIGGER revisions_count BEFORE UPDATE OF revision ON application
 WHEN NEW.revision NOT IN (OLD.revision, OLD.revision + 1)
 BEGIN SELECT sim_violate('revisions_count', OLD.id, 'revision ' || OLD.revision || ' became ' || NEW.revision); END;
 
-CREATE TRIGGER stored AFTER INSERT ON application BEGIN SELECT sim_stored(NEW.id); END;
+CREATE TRIGGER stored AFTER INSERT ON application BEGIN SELECT sim_stored(NEW.id, NEW.owner IS NULL); END;
 
 CREATE TRIGGER looked_at_seldom BEFORE UPDATE OF attempts ON application WHEN NEW.attempts > OLD.attempts
 BEGIN SELECT sim_attempt(OLD.id, NEW.attempts); END;
@@ -71,7 +71,7 @@ def ddl(metadata: MetaData) -> list[str]:
 def blank(metadata: MetaData, guards: str) -> bytes:
     """An empty database with a service's tables, as SQLite's own bytes: quicker to open than to make."""
     connection = sqlite3.connect(":memory:")
-    for name, count in (("sim_now", 0), ("sim_runner", 0), ("sim_violate", 3), ("sim_attempt", 2), ("sim_stored", 1)):
+    for name, count in (("sim_now", 0), ("sim_runner", 0), ("sim_violate", 3), ("sim_attempt", 2), ("sim_stored", 2)):
         connection.create_function(name, count, lambda *_: None)
     for statement in ddl(metadata):
         connection.execute(statement)
@@ -98,7 +98,7 @@ class DatabaseServer:
         self._connection.create_function("sim_runner", 0, lambda: self._runner)
         self._connection.create_function("sim_violate", 3, observer.violate)
         self._connection.create_function("sim_attempt", 2, observer.looked_at)
-        self._connection.create_function("sim_stored", 1, observer.stored)
+        self._connection.create_function("sim_stored", 2, observer.stored)
         self._connection.create_function("sim_skew", 0, lambda: self._skew_s)
         self._runner = ""
         self._skew_s = 0.0

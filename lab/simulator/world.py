@@ -90,6 +90,7 @@ class World:
         self.recorder = Recorder(lambda: round(EPOCH_S + self.loop.now_s, 6))
         self.processes: dict[str, Process] = {}
         self._stored_at: dict[str, float] = {}
+        self._leased_at_once: set[str] = set()
         self._claimed_at: dict[str, list[float]] = {}
         self._starts = 0
         self.around = Surroundings(
@@ -123,9 +124,11 @@ class World:
         if self._tracing:
             self.lines.append(f"{self.loop.now_s:9.4f}  {text}")
 
-    def stored(self, application_id: str) -> None:
-        """An application is in the store from now on."""
+    def stored(self, application_id: str, is_free: int) -> None:
+        """An application is in the store from now on; free for whoever claims it, or leased to who accepted it."""
         self._stored_at[application_id] = self.loop.now_s
+        if not is_free:
+            self._leased_at_once.add(application_id)
 
     def looked_at(self, application_id: str, attempts: int) -> None:
         """An application was claimed from the store: seldom enough?"""
@@ -373,9 +376,11 @@ class World:
         rows = self.databases["intake"].ask("SELECT id, priority FROM application ORDER BY id")
         patient = [at for key, rank in rows if rank == pb.PRIORITY_BULK for at in self._claimed_at.get(key, ())]
         for application_id, rank in rows:
+            if rank != pb.PRIORITY_INTERACTIVE or application_id in self._leased_at_once:
+                continue
             stored_at, claimed_at = self._stored_at[application_id], self._claimed_at.get(application_id, [0.0])[0]
             overtook = sum(stored_at < at < claimed_at for at in patient)
-            if rank == pb.PRIORITY_INTERACTIVE and overtook > self.sizes.held_max // 2:
+            if overtook > self.sizes.held_max // 2:
                 yield Violation("urgent_goes_first", application_id, f"{overtook} of no urgency were taken before", ())
 
 

@@ -39,7 +39,7 @@ class Silent:
     def trace(self, text: str) -> None:
         pass
 
-    def stored(self, application_id: str) -> None:
+    def stored(self, application_id: str, is_free: int) -> None:
         pass
 
     def looked_at(self, application_id: str, attempts: int) -> None:
