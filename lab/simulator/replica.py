@@ -36,7 +36,7 @@ from services.intake.application import Claim
 from services.intake.arrival import Arrivals
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
-from services.intake.main import labels
+from services.intake.main import batches_allowed, labels
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Case, Deferred, Result
@@ -248,6 +248,7 @@ class Intake(Process):
             settled=self._settled,
             report=self._report,
             pressed=lambda: arrivals.pressed(clock.monotonic()),
+            may_begin=lambda: batches_allowed(guards),
         )
         # Beside what may be held: a claim under way, and what is being accepted.
         self.worker.observer, self.worker.limit = around.observer, 3 * sizes.held_max
