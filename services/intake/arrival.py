@@ -14,9 +14,11 @@ SENDERS_MAX = 10_000
 """Senders remembered; the one not heard of for the longest is forgotten, and starts anew."""
 FORGET_S = 60.0
 """How long a least difference counts, and once more as long: clocks drift apart."""
-PRESSED_S = 0.05
-"""From this queue on, storing comes before deciding."""
-PRESSURE_LASTS_S = 0.25
+STANDING_S = 0.05
+"""From this queue on, storing comes before deciding: where even the quickest of an interval had to wait for so long."""
+INTERVAL_S = 0.2
+"""As CoDel (RFC 8289) tells a standing queue from a burst: by the least delay of an interval, not by the longest.
+Callers who come back together, as after each batch of decisions, make a burst."""
 
 
 class Arrivals:
@@ -25,7 +27,9 @@ class Arrivals:
     def __init__(self) -> None:
         # By sender: least difference in this window and in the one before, and when this one began.
         self._least: OrderedDict[str, tuple[float, float, float]] = OrderedDict()
-        self._pressed_until = float("-inf")
+        self._began = float("-inf")
+        self._least_delay_s = 0.0
+        self._standing = False
 
     def delay_s(self, sender: str, sent_at: float, now: float) -> float:
         """How long a request queued before its handler began.
@@ -42,13 +46,20 @@ class Arrivals:
         if len(self._least) > SENDERS_MAX:
             self._least.popitem(last=False)
         delay_s = way_s - min(current, before)
-        if delay_s > PRESSED_S:
-            self._pressed_until = now + PRESSURE_LASTS_S
+        self._note(delay_s, now)
         return delay_s
 
     def pressed(self, now: float) -> bool:
-        """Whether requests have queued lately."""
-        return now < self._pressed_until
+        """Whether a queue stands before the door."""
+        return self._standing and now < self._began + 2 * INTERVAL_S
+
+    def _note(self, delay_s: float, now: float) -> None:
+        if now < self._began + INTERVAL_S:
+            self._least_delay_s = min(self._least_delay_s, delay_s)
+            return
+        # An interval in which hardly anybody came says nothing of the next.
+        self._standing = self._least_delay_s > STANDING_S and now < self._began + 2 * INTERVAL_S
+        self._began, self._least_delay_s = now, delay_s
 
 
 def read_sent(said: str) -> tuple[str, float] | None:

@@ -29,12 +29,27 @@ def test_an_old_quickest_way_is_forgotten_where_clocks_drift() -> None:
     assert delay_s == 0.0
 
 
-def test_pressure_ends_by_itself() -> None:
+def come(arrivals: Arrivals, now: float, *delays_s: float) -> None:
+    for delay_s in delays_s:
+        arrivals.delay_s("a", now - delay_s, now)
+
+
+def test_a_standing_queue_presses_and_ends_by_itself() -> None:
     arrivals = Arrivals()
-    arrivals.delay_s("a", 0.0, 10.0)
-    arrivals.delay_s("a", 1.0, 11.2)
+    come(arrivals, 10.0, 0.0)
+    for tenth in range(10):
+        come(arrivals, 10.3 + tenth / 10, 0.1, 0.4)
     assert arrivals.pressed(11.3)
-    assert not arrivals.pressed(11.6)
+    assert not arrivals.pressed(12.0)
+    come(arrivals, 13.0, 0.3)
+    assert not arrivals.pressed(13.0)
+
+
+def test_a_burst_does_not_press_however_long_its_last_had_to_wait() -> None:
+    arrivals = Arrivals()
+    for tenth in range(30):
+        come(arrivals, 10.0 + tenth / 10, 0.0, 0.05, 0.1, 0.3)
+        assert not arrivals.pressed(10.0 + tenth / 10)
 
 
 def test_senders_are_bounded() -> None:
