@@ -39,7 +39,7 @@ from services.intake.ports import Case, Result
 from services.pricing import decide
 from services.pricing.evidence import evidence as evidence_of
 
-SEEDS = 1500
+SEEDS = 3000
 """How many seeds a mutant may survive."""
 
 
@@ -226,6 +226,7 @@ def decision_and_event_apart() -> Iterator[None]:
         ids = await real_settle(self, results)
         while untold:
             events, ours = untold.pop()
+            await self._clock.sleep(0.1)  # There is other work, too.
             await self._database.run(lambda e=events, o=ours: real_record(e, o))  # type: ignore[misc]
         return ids
 
