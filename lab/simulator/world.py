@@ -242,9 +242,10 @@ class World:
                 self.sources.moods[fault.whom] = "well"
             case "clock":
                 node = self.processes[fault.whom].node
-                node.skew_s += fault.how
+                # Set, not added: more than five minutes slow, and consents given just now are refused as given later.
+                node.skew_s = fault.how
                 await ends.wait()
-                node.skew_s -= fault.how
+                node.skew_s = 0.0
         self.trace(f"over: {fault}")
 
     # --- The run ---
