@@ -20,7 +20,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from lab.simulator.loop import EPOCH_S, Node, VirtualLoop
 from lab.simulator.network import Observer
-from loanmesh.runtime.database import Row, Script, Statement, drive
+from loanmesh.runtime.database import Row, Script, Statement, drive, sqlite_execute
 from loanmesh.runtime.errors import DependencyDown
 
 T = TypeVar("T")
@@ -267,11 +267,4 @@ def _text(sql: str) -> str:
 
 
 def _perform(connection: sqlite3.Connection, statement: Statement) -> list[Row]:
-    sql = _text(statement.sql)
-    if "RETURNING" not in sql and not sql.lstrip().upper().startswith("SELECT"):
-        connection.executemany(sql, statement.rows)
-        return []
-    rows: list[Row] = []
-    for params in statement.rows:
-        rows.extend(connection.execute(sql, params))
-    return rows
+    return sqlite_execute(connection, _text(statement.sql), statement.rows)

@@ -168,7 +168,9 @@ class SqliteDatabase:
                 # One bad script must not take its neighbours' changes with it.
                 connection.execute("SAVEPOINT script")
                 try:
-                    answers.append((future, drive(script(), lambda s: _sqlite_execute(connection, s))))
+                    answers.append(
+                        (future, drive(script(), lambda s: sqlite_execute(connection, _sqlite_text(s.sql), s.rows)))
+                    )
                 except sqlite3.OperationalError:
                     raise
                 except Exception as error:  # noqa: BLE001  Handed to the caller who waits for it.
@@ -223,15 +225,15 @@ def _sqlite_text(sql: str) -> str:
     return sql
 
 
-def _sqlite_execute(connection: sqlite3.Connection, statement: Statement) -> list[Row]:
-    sql = _sqlite_text(statement.sql)
+def sqlite_execute(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[object]]) -> list[Row]:
+    """Run a statement in SQLite's words once for each row of parameters; all RETURNING or SELECTed rows, in order."""
     if "RETURNING" not in sql and not sql.lstrip().upper().startswith("SELECT"):
-        connection.executemany(sql, statement.rows)
+        connection.executemany(sql, rows)
         return []
-    rows: list[Row] = []
-    for params in statement.rows:
-        rows.extend(connection.execute(sql, params))
-    return rows
+    found: list[Row] = []
+    for params in rows:
+        found.extend(connection.execute(sql, params))
+    return found
 
 
 # --- PostgreSQL: a small pool; statements of many rows are pipelined. ---
