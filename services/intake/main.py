@@ -16,7 +16,7 @@ from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import Guard, make_guard
-from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, linked_span
@@ -67,7 +67,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     """Put intake together and start its worker."""
     url = settings.database_url.get_secret_value()
     with opening("INTAKE_DATABASE_URL", url):
-        await asyncio.to_thread(upgrade, url, "services.intake")
+        await asyncio.to_thread(prepare, url, "services.intake", settings.migrate)
         database = await open_database(url)
     owner = new_owner("intake")
     store = Store(database, clock, owner, settings.lease.duration_s)

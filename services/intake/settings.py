@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.guard import BulkheadSettings
+from loanmesh.runtime.migrations import When
 from loanmesh.runtime.setting_rules import DatabaseUrl, Target
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings
 
@@ -72,6 +73,9 @@ class IntakeSettings(ServiceSettings):
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7401")
     database_url: DatabaseUrl = SecretStr("sqlite:///var/intake.db")
     """`sqlite:///path` or `postgresql://user:password@host/name`."""
+    migrate: When = "start"
+    """`start` brings the tables up to date at each start. `check` only looks that `loanmesh migrate` has, and does not
+    start before: so in a cluster, where a Job changes tables, once a release."""
     bureau: Target = "127.0.0.1:7402"
     """Addresses of bureau: host:port, several with commas, or dns:///name:port."""
     scoring: Target = "127.0.0.1:7403"
