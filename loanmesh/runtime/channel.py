@@ -15,7 +15,11 @@ from grpc_health.v1 import health_pb2  # noqa: F401  Registers the health servic
 from opentelemetry import metrics, propagate, trace
 
 from loanmesh.runtime import deadline, telemetry
+from loanmesh.runtime.certificates import Files, Watched
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.rotation import RotatingChannel, named
+from loanmesh.runtime.settings import TlsSettings
+from loanmesh.runtime.tls import files_of
 
 # Calls here are batches, so few: intake has a handful under way, and a replica that hangs swallows them all at once.
 # Two failures within a second must do, or it would never be ejected (measured: with a volume of 10 it was not in 20 s).
@@ -52,14 +56,46 @@ SERVICE_CONFIG = {
 }
 
 
-def open_channel(target: str, clock: Clock, deadline_s: Callable[[str], float]) -> grpc.aio.Channel:
+def open_channel(
+    target: str, clock: Clock, deadline_s: Callable[[str], float], *, service: str, tls: TlsSettings
+) -> grpc.aio.Channel:
     """A channel to `target`: `host:port[,host:port...]` or any gRPC name such as `dns:///bureau:7402`.
 
     deadline_s  longest time a call of the given method may take; a caller's own deadline shortens it.
+    service     whose certificate must be shown there.
     """
-    return grpc.aio.insecure_channel(
-        target_of(target), options=channel_options(SERVICE_CONFIG), interceptors=_interceptors(clock, deadline_s)
+    files = files_of(tls) if tls.mode == "mtls" else None
+    return make_channel(
+        target,
+        service,
+        files,
+        clock,
+        options=channel_options(SERVICE_CONFIG),
+        interceptors=_interceptors(clock, deadline_s),
+        reload_s=tls.reload_s,
     )
+
+
+def make_channel(
+    target: str,
+    service: str,
+    files: Files | None,
+    clock: Clock,
+    *,
+    options: Sequence[tuple[str, Any]],
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    reload_s: float = 10.0,
+) -> grpc.aio.Channel:
+    """Over TLS with what `files` hold, now and later; without them in plaintext. Raises BadCertificate."""
+    address = target_of(target)
+    if files is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    options = [*options, *named(service)]
+
+    def connect(credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+
+    return RotatingChannel(Watched(files), connect, reload_s, clock)
 
 
 def target_of(address: str) -> str:

@@ -27,6 +27,7 @@ from loanmesh.runtime.setting_rules import refusing
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
 from loanmesh.runtime.supervised import end_with_supervisor
+from loanmesh.runtime.tls import server_certificates
 from loanmesh.runtime.validation import violations
 from loanmesh.runtime.vitals import Vitals
 
@@ -72,6 +73,8 @@ def run(name: str, settings_class: type[C], build: Callable[[C, Clock], Awaitabl
 
 async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock], Awaitable[Service]]) -> None:
     clock = SystemClock()
+    prefix = str(settings.model_config.get("env_prefix", ""))
+    certificates = server_certificates(name, prefix, settings, clock)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -87,23 +90,23 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     _add_reflection(server, names)
-    try:
-        port = server.add_insecure_port(settings.server.listen)
-    except RuntimeError as error:
-        prefix = str(settings.model_config.get("env_prefix", ""))
-        sys.stderr.write(
-            f"{name}: cannot listen on {settings.server.listen}: the port is in use or not allowed; "
-            f"{prefix}SERVER__LISTEN moves it (for the whole mesh: `loanmesh up --port-base`)\n"
-        )
-        raise SystemExit(1) from error
+    credentials = certificates.credentials() if certificates else None
+    addresses = {"address": _listen(server, settings.server.listen, credentials, f"{prefix}SERVER__LISTEN")}
     await server.start()
-    pulse = [asyncio.create_task(heartbeat.beat_forever()), asyncio.create_task(service.vitals.sample_forever(clock))]
+    probed = _probe_server(settings.server, healthy)
+    if probed:
+        knob = f"{prefix}SERVER__HEALTH_LISTEN"
+        addresses["health"] = _listen(probed, settings.server.health_listen, None, knob)
+        await probed.start()
+    forever = [heartbeat.beat_forever(), service.vitals.sample_forever(clock)]
+    if certificates:
+        forever.append(certificates.watch_forever())
+    pulse = [asyncio.create_task(each) for each in forever]
     # Liveness needs no more than this: a loop that hangs cannot answer the probe, and nothing else makes us restart.
     watched = ("", "readiness", "liveness", *names)
     for watched_name in watched:
         await healthy.set(watched_name, health_pb2.HealthCheckResponse.SERVING)
-    host = settings.server.listen.rsplit(":", 1)[0]
-    print(json.dumps({"ready": name, "address": f"{host}:{port}"}), flush=True)
+    print(json.dumps({"ready": name, **addresses}), flush=True)
     with profiled(name):
         await stopping.wait()
     service.vitals.draining = True
@@ -114,6 +117,8 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
     if service.drain:
         await service.drain()
     await server.stop(settings.server.drain_s)
+    if probed:
+        await probed.stop(0)
     for task in pulse:
         task.cancel()
     await asyncio.wait(pulse)
@@ -135,6 +140,28 @@ def make_server(settings: ServerSettings, clock: Clock) -> grpc.aio.Server:
             ("grpc.so_reuseport", 0),
         ],
     )
+
+
+def _listen(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None, knob: str) -> str:
+    """Take the port; answers HOST:PORT as it is now. Ends the process with 1 where the port is not to be had."""
+    try:
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+    except RuntimeError as error:
+        sys.stderr.write(
+            f"cannot listen on {listen}: the port is in use or not allowed; "
+            f"{knob} moves it (for the whole mesh: `loanmesh up --port-base`)\n"
+        )
+        raise SystemExit(1) from error
+    return f"{listen.rsplit(':', 1)[0]}:{port}"
+
+
+def _probe_server(settings: ServerSettings, healthy: health.aio.HealthServicer) -> grpc.aio.Server | None:
+    """Serves health and nothing else, in plaintext, where a port for it is set: probes bring no certificate."""
+    if not settings.health_listen:
+        return None
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4096)])
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    return server
 
 
 def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:

@@ -72,7 +72,12 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     owner = new_owner("intake")
     store = Store(database, clock, owner, settings.lease.duration_s)
     channels = [
-        open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
+        open_channel(target, clock, deadline_s, service=name, tls=settings.tls)
+        for name, target in (
+            ("bureau", settings.bureau),
+            ("scoring", settings.scoring),
+            ("pricing", settings.pricing),
+        )
     ]
     guards = [
         make_guard(name, "service", settings.downstream.breaker, settings.downstream.bulkhead, clock, random.Random())
