@@ -35,6 +35,8 @@ from loanmesh.runtime.vitals import Vitals
 _SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 BUDGET_S_MIN = 0.002
 """A call with less time left than this is not begun: its answer could not arrive in time, and others wait."""
+OURS = ("/lending.", "/externalscaler.")
+"""Methods that we answer for: our contracts, and what KEDA asks. Health and reflection are gRPC's own."""
 log = structlog.get_logger()
 
 
@@ -190,7 +192,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         """Wrap the handler; health and reflection pass through."""
         handler = await continuation(details)
-        if handler is None or not details.method.startswith("/lending."):
+        if handler is None or not details.method.startswith(OURS):
             return handler
         carrier = {k: v for k, v in details.invocation_metadata or () if isinstance(v, str)}
         method = details.method.lstrip("/")
