@@ -99,12 +99,14 @@ class Workload:
 
     @property
     def pod(self) -> Mapping[str, Any]:
-        return self.object.spec["template"].get("spec") or {}
+        spec: Mapping[str, Any] = self.object.spec["template"]["spec"]
+        return spec
 
     @property
     def labels(self) -> Mapping[str, str]:
         """Of its pods."""
-        return (self.object.spec["template"].get("metadata") or {}).get("labels") or {}
+        labels: Mapping[str, str] = (self.object.spec["template"].get("metadata") or {}).get("labels") or {}
+        return labels
 
     @property
     def containers(self) -> Sequence[Mapping[str, Any]]:
@@ -132,7 +134,11 @@ class Workload:
     @property
     def ports(self) -> Mapping[str, int]:
         """Port numbers of its pods by name."""
-        return {str(port.get("name", "")): int(port["containerPort"]) for c in self.containers for port in c.get("ports") or ()}
+        return {
+            str(port.get("name", "")): int(port["containerPort"])
+            for c in self.containers
+            for port in c.get("ports") or ()
+        }
 
     @property
     def env(self) -> Mapping[str, Mapping[str, Any]]:

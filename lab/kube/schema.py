@@ -39,7 +39,9 @@ def _check(text: str) -> tuple[str, str] | None:
     except SchemaNotFoundError:
         return "apiVersion", f"{data['apiVersion']} {Object(data).kind} is not known; lab/kube/schemas takes a schema"
     except (ValidationError, jsonschema.ValidationError) as error:
-        return ".".join(str(part) for part in error.path) or "(whole)", f"schema of {data['apiVersion']}: {error.message[:300]}"
+        return ".".join(
+            str(part) for part in error.path
+        ) or "(whole)", f"schema of {data['apiVersion']}: {error.message[:300]}"
     return None
 
 
@@ -53,5 +55,10 @@ def _ours(api_version: str, kind: str) -> Mapping[str, Any] | None:
         "type": "object",
         "required": ["apiVersion", "kind", "metadata", "spec"],
         "additionalProperties": False,
-        "properties": {"apiVersion": {}, "kind": {}, "metadata": {"type": "object", "required": ["name"]}, "spec": schema},
+        "properties": {
+            "apiVersion": {},
+            "kind": {},
+            "metadata": {"type": "object", "required": ["name"]},
+            "spec": schema,
+        },
     }
