@@ -115,7 +115,8 @@ class Workload:
     @property
     def main(self) -> Mapping[str, Any]:
         """The first container, which all of ours have alone."""
-        return (self.pod.get("containers") or [{}])[0]
+        containers: Sequence[Mapping[str, Any]] = self.pod.get("containers") or [{}]
+        return containers[0]
 
     @property
     def words(self) -> Sequence[str]:
