@@ -18,7 +18,7 @@ all goes well."""
 log = structlog.get_logger()
 
 
-class BadCertificate(Exception):
+class BadCertificate(ValueError):
     """A file cannot be used: `role` (certificate, key or ca), and why, in words for whoever put it there."""
 
     def __init__(self, role: str, path: Path, why: str) -> None:

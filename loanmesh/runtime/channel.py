@@ -17,6 +17,7 @@ from opentelemetry import metrics, propagate, trace
 from loanmesh.runtime import deadline, telemetry
 from loanmesh.runtime.certificates import Files, Watched
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.handshake import Diagnosis
 from loanmesh.runtime.rotation import RotatingChannel, named
 from loanmesh.runtime.settings import TlsSettings
 from loanmesh.runtime.tls import files_of
@@ -71,7 +72,7 @@ def open_channel(
         files,
         clock,
         options=channel_options(SERVICE_CONFIG),
-        interceptors=_interceptors(clock, deadline_s),
+        interceptors=_interceptors(clock, deadline_s, Diagnosis(service, files, clock)),
         reload_s=tls.reload_s,
     )
 
@@ -125,16 +126,19 @@ def channel_options(config: Mapping[str, object]) -> list[tuple[str, str | int]]
     ]
 
 
-def _interceptors(clock: Clock, deadline_s: Callable[[str], float]) -> Sequence[grpc.aio.ClientInterceptor]:
-    return [_UnaryInterceptor(clock, deadline_s)]
+def _interceptors(
+    clock: Clock, deadline_s: Callable[[str], float], diagnosis: Diagnosis | None = None
+) -> Sequence[grpc.aio.ClientInterceptor]:
+    return [_UnaryInterceptor(clock, deadline_s, diagnosis)]
 
 
 class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
     """Deadline, trace and metrics around every unary call."""
 
-    def __init__(self, clock: Clock, deadline_s: Callable[[str], float]) -> None:
+    def __init__(self, clock: Clock, deadline_s: Callable[[str], float], diagnosis: Diagnosis | None) -> None:
         self._clock = clock
         self._deadline_s = deadline_s
+        self._diagnosis = diagnosis
         self._tracer = trace.get_tracer("loanmesh")
         self._duration = metrics.get_meter("loanmesh").create_histogram(telemetry.CLIENT_DURATION, unit="s")
 
@@ -164,7 +168,11 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
                 # Awaiting the call itself, never its code: only so does a cancelled caller cancel the server.
                 return await call
             except grpc.RpcError as error:
-                status = error.code().name if isinstance(error, grpc.aio.AioRpcError) else "UNKNOWN"
+                if isinstance(error, grpc.aio.AioRpcError):
+                    status = error.code().name
+                    self._name_cause(span, error)
+                else:
+                    status = "UNKNOWN"
                 raise
             except BaseException:
                 status = "CANCELLED"
@@ -177,3 +185,10 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
                         span.set_status(trace.StatusCode.ERROR, status)
                 took_s = self._clock.monotonic() - started
                 self._duration.record(took_s, {telemetry.RPC_METHOD: method, telemetry.RPC_STATUS_CODE: status})
+
+    def _name_cause(self, span: trace.Span, error: grpc.aio.AioRpcError) -> None:
+        """Tell a bad certificate from a service that is away, in span and log."""
+        if self._diagnosis is None or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return
+        if cause := self._diagnosis.note(error.details() or ""):
+            span.set_attribute(telemetry.ERROR_TYPE, cause)

@@ -37,6 +37,8 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
     health_listen: ExtraListen = ""
     """A second port that serves grpc.health.v1 without TLS and nothing else, for probes, which bring no certificate.
     Empty: health on the main port only."""
+    token_listen: ExtraListen = ""
+    """A port with TLS that asks for no certificate: callers there prove themselves by a token. Empty: none."""
     drain_s: Annotated[float, Field(ge=0)] = 10.0
     """Seconds that calls under way get to finish after SIGTERM. Longer than the longest deadline."""
     leave_s: Annotated[float, Field(ge=0)] = 0.0
@@ -63,6 +65,26 @@ class TlsSettings(BaseModel, frozen=True, extra="forbid"):
     """Identities of other trust domains are strangers, whoever signed them."""
     reload_s: Annotated[float, Field(gt=0)] = 10.0
     """How often files are looked at, seconds. Certificates must be renewed longer than this before they expire."""
+
+
+class TokenSettings(BaseModel, frozen=True, extra="forbid"):
+    """Tokens (JWT) that say which client or operator calls, beside certificates or, on `server.token_listen`, instead
+    of them."""
+
+    keys_file: str = ""
+    """Public keys of the issuer, a JSON Web Key Set; read again when it changes. Empty: no tokens are taken."""
+    issuer: str = ""
+    """The `iss` that tokens must state."""
+    audience: str = "loanmesh"
+    """The `aud` that tokens must state."""
+
+
+class AccessSettings(BaseModel, frozen=True, extra="forbid"):
+    """Who may call what."""
+
+    table_file: str = ""
+    """YAML whose sections (roles, methods, lenders) replace those of the shipped table, loanmesh/runtime/access.yaml.
+    Empty: the shipped one, in which only the client `local` acts for a lender, lenders/demo."""
 
 
 class TelemetrySettings(BaseModel, frozen=True, extra="forbid"):
@@ -94,6 +116,8 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_nested_delimiter="__", frozen=True, extra="forbid")
     server: ServerSettings = ServerSettings()
     tls: TlsSettings = TlsSettings()
+    tokens: TokenSettings = TokenSettings()
+    access: AccessSettings = AccessSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
@@ -169,7 +193,8 @@ def _not_json(settings_class: type[BaseSettings]) -> Iterator[WrongSetting]:
                 parts = _known(settings_class, f"{name}__")
                 yield WrongSetting(name, "is no JSON object", f"its parts one by one: {parts}")
             elif read is None:
-                yield WrongSetting(name, "is no JSON", "a JSON list")
+                allowed = next((knob.allowed for knob in found if knob.name == name), "")
+                yield WrongSetting(name, "is no JSON", allowed)
 
 
 def _endless(settings: BaseSettings) -> Iterator[WrongSetting]:

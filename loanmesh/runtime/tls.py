@@ -8,10 +8,13 @@ from pathlib import Path
 import grpc
 from opentelemetry import metrics
 
+from loanmesh.runtime.authorisation import Authorisation, load_table
 from loanmesh.runtime.certificates import BadCertificate, ExpiryWatch, Files, Material, Watched
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.door import Door
 from loanmesh.runtime.setting_rules import WrongSetting, is_loopback
 from loanmesh.runtime.settings import ServiceSettings, TlsSettings
+from loanmesh.runtime.tokens import Tokens, make_tokens
 
 CERTIFICATE_EXPIRY = "loanmesh.certificate.expiry"
 """Seconds until expiry, by `role`: certificate (our own) or ca (the last of those we believe)."""
@@ -27,8 +30,12 @@ def server_certificates(name: str, prefix: str, settings: ServiceSettings, clock
 
     prefix  of its settings' names, for the errors. Raises WrongSetting.
     """
-    tls = settings.tls
+    tls, tokens = settings.tls, settings.tokens
+    if settings.server.token_listen and not tokens.keys_file:
+        raise WrongSetting(f"{prefix}TOKENS__KEYS_FILE", f"must be set too, beside {prefix}SERVER__TOKEN_LISTEN")
     if tls.mode == "plaintext":
+        if tokens.keys_file:
+            raise WrongSetting(f"{prefix}TOKENS__KEYS_FILE", f"tokens need TLS, and {prefix}TLS__MODE is plaintext")
         if not is_loopback(settings.server.listen):
             raise WrongSetting(
                 f"{prefix}TLS__MODE",
@@ -53,7 +60,12 @@ def server_certificates(name: str, prefix: str, settings: ServiceSettings, clock
     if not identity.startswith(expected):
         stated = f"states {identity or 'no SPIFFE ID'}"
         raise WrongSetting(f"{prefix}TLS__CERT_FILE", f"{tls.cert_file}: {stated}", f"{expected}ns/NAMESPACE/sa/{name}")
-    return ServerCertificates(watched, tls.reload_s, clock)
+    words = identity.removeprefix(expected).split("/")
+    namespace = words[1] if words[0] == "ns" and len(words) > 1 else ""
+    table = load_table(f"{prefix}ACCESS__TABLE_FILE", settings.access.table_file)
+    taken = make_tokens(prefix, tokens, tls.trust_domain, clock)
+    door = Door(Authorisation(table, namespace), taken, tls.trust_domain, clock)
+    return ServerCertificates(watched, door, taken, tls.reload_s, clock)
 
 
 def _how(name: str) -> str:
@@ -63,8 +75,10 @@ def _how(name: str) -> str:
 class ServerCertificates:
     """What a server shows in each handshake: always what the files held at the last look."""
 
-    def __init__(self, watched: Watched, reload_s: float, clock: Clock) -> None:
+    def __init__(self, watched: Watched, door: Door, tokens: Tokens | None, reload_s: float, clock: Clock) -> None:
         self._watched = watched
+        self._door = door
+        self._tokens = tokens
         self._reload_s = reload_s
         self._clock = clock
         self._expiry = ExpiryWatch(clock.now)
@@ -72,10 +86,9 @@ class ServerCertificates:
             CERTIFICATE_EXPIRY, [self._observe], unit="s", description="Seconds until a certificate expires"
         )
 
-    @property
-    def identity(self) -> str:
-        """The SPIFFE ID that we have now."""
-        return self._watched.material.identity
+    def door(self) -> Door:
+        """Who decides about those who come in."""
+        return self._door
 
     def credentials(self, client_certificates: bool = True) -> grpc.ServerCredentials:
         """For one port. Without client certificates, callers must prove themselves by something else."""
@@ -102,6 +115,8 @@ class ServerCertificates:
             self._expiry.check(self._watched.material)
             await self._clock.sleep(self._reload_s)
             self._watched.look()
+            if self._tokens:
+                self._tokens.look()
 
     def _observe(self, options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
         now, material = self._clock.now(), self._watched.material

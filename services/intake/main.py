@@ -30,7 +30,7 @@ from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Deferred, Result
-from services.intake.quota import Quota
+from services.intake.quota import Allowance, Quota
 from services.intake.replay import Replay
 from services.intake.scaler import Scaler
 from services.intake.scaler_servicer import ScalerServicer
@@ -90,7 +90,11 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
     arrivals = Arrivals()
-    quota = Quota(settings.quota.a_second, settings.quota.burst)
+    quota = Quota(
+        settings.quota.a_second,
+        settings.quota.burst,
+        {name: Allowance(one.a_second, one.burst) for name, one in settings.quota.clients.items()},
+    )
     admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
 
     vitals = Vitals(guards=guards, count_backlog=estimate.backlog)

@@ -40,13 +40,21 @@ class Work(BaseModel, frozen=True, extra="forbid"):
     """Whether this replica decides. False: it only accepts and answers, and leaves deciding to the others."""
 
 
-class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
-    """How much each caller, named by `loanmesh-client`, may submit to this replica."""
+class ClientQuota(BaseModel, frozen=True, extra="forbid"):
+    """How much one caller may submit to this replica."""
 
     a_second: Annotated[float, Field(ge=0)] = 0.0
     """Applications a second. 0: as many as it likes."""
     burst: Annotated[int, Field(ge=1)] = 1000
     """How many at once after a rest."""
+
+
+class QuotaSettings(ClientQuota, frozen=True, extra="forbid"):
+    """How much each caller may submit to this replica. Its name is proven by certificate or token; in plaintext it is
+    what `loanmesh-client` says."""
+
+    clients: dict[str, ClientQuota] = {}
+    """Other values for clients by their names, as {"shop": {"a_second": 50, "burst": 500}}."""
 
 
 class Due(BaseModel, frozen=True, extra="forbid"):
