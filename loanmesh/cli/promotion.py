@@ -92,6 +92,9 @@ def simulate(
     scaling: Annotated[
         ScalingWord, typer.Option(help="keda: by backlog, planned floor by the clock; hpa: by CPU; none: as planned.")
     ] = ScalingWord.KEDA,
+    planned: Annotated[
+        bool, typer.Option(help="Unplanned: nobody applied the plan; what would autoscalers make of it alone?")
+    ] = True,
     picture: Annotated[Path | None, typer.Option(help="Draw backlog, replicas and time to decision: out.svg.")] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and boot times.", min=0)] = 1,
     capacity: CapacityFile = None,
@@ -116,17 +119,19 @@ def simulate(
         promotion, made = _plan(file, scale, quota, capacity)
         known = _capacity(capacity)
         quotas = _quotas(quota, promotion)
-    replayed = replay(promotion, known, made, scale=scale, quotas=quotas, scaling=scaling.value, seed=seed)
+    replayed = replay(
+        promotion, known, made, scale=scale, quotas=quotas, scaling=scaling.value, seed=seed, planned=planned
+    )
     if picture:
         _draw(console, picture, promotion, replayed)
     if json_:
         print(json.dumps(_replayed_as_json(promotion, made, replayed)))
-    _say_replayed(console, promotion, made, replayed, scaling)
+    _say_replayed(console, promotion, made, replayed, f"{scaling.value}, {'' if planned else 'un'}planned")
     if picture:
         console.print(f"drawn: {escape(str(picture))}")
     for problem in replayed.problems:
         console.print(f"[red]does not hold[/]: {problem}")
-    console.print(_next_after_replay(file, promotion, made, replayed, scale))
+    console.print(_next_after_replay(file, promotion, made, replayed, scale, planned))
     if not replayed.holds:
         raise typer.Exit(FAILED)
 
@@ -283,8 +288,8 @@ def _say_plan(console: Console, promotion: Promotion, made: Plan) -> None:
     )
 
 
-def _say_replayed(console: Console, promotion: Promotion, made: Plan, replayed: Replayed, scaling: ScalingWord) -> None:
-    console.print(f"[bold]{promotion.name}[/]: {replayed.came:,} came, {scaling.value}, replayed")
+def _say_replayed(console: Console, promotion: Promotion, made: Plan, replayed: Replayed, how: str) -> None:
+    console.print(f"[bold]{promotion.name}[/]: {replayed.came:,} came ({how})")
     if replayed.backlog_peak >= 1:
         drained = "never" if replayed.drained_at_s is None else _clock(promotion, replayed.drained_at_s)
         console.print(
@@ -317,8 +322,12 @@ def _next_after_plan(file: Path, written: Path | None, promotion: Promotion, mad
     )
 
 
-def _next_after_replay(file: Path, promotion: Promotion, made: Plan, replayed: Replayed, scale: float) -> str:
+def _next_after_replay(
+    file: Path, promotion: Promotion, made: Plan, replayed: Replayed, scale: float, planned: bool
+) -> str:
     name = escape(str(file))
+    if not replayed.holds and not planned:
+        return f"next: loanmesh promotion simulate {name}, with the plan"
     if not replayed.holds:
         ways = [problem.do for problem in made.problems] or [
             f"lower utilisation below {promotion.utilisation:g}, so that more replicas are planned",

@@ -88,7 +88,7 @@ def wait_s(promotion: Promotion, scale: float, decides_a_second: float) -> float
 
 
 def rate_needed(promotion: Promotion, scale: float, within_s: float) -> float:
-    """The least steady rate of deciding, applications a second, at which 99 of 100 are decided within so many seconds."""
+    """The least steady rate of deciding at which 99 of 100 are decided within so long, applications a second."""
     came = arrivals(promotion, scale)
     slice_s = promotion.length_s / SLICES
     slices = [came((number + 0.5) * slice_s) for number in range(SLICES)]
