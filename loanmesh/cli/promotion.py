@@ -93,7 +93,10 @@ def simulate(
         ScalingWord, typer.Option(help="keda: by backlog, planned floor by the clock; hpa: by CPU; none: as planned.")
     ] = ScalingWord.KEDA,
     planned: Annotated[
-        bool, typer.Option(help="Unplanned: nobody applied the plan; what would autoscalers make of it alone?")
+        bool,
+        typer.Option(
+            "--planned/--unplanned", help="Unplanned: nobody applied the plan; what would autoscalers make of it alone?"
+        ),
     ] = True,
     picture: Annotated[Path | None, typer.Option(help="Draw backlog, replicas and time to decision: out.svg.")] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and boot times.", min=0)] = 1,
