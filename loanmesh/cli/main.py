@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import certs, ops, serve
+from loanmesh.cli import certs, ops, promotion, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -565,6 +565,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 ops.register(app)
 certs.register(app)
 serve.register(app)
+promotion.register(app)
 
 
 def main() -> None:
