@@ -22,8 +22,8 @@ class Batcher(Generic[I, O]):
     max_items  largest batch.
     max_waiting  most items that wait; beyond, `submit` raises Overloaded at once.
     in_flight  batches under way at the same time.
-    apart_s    least time from one batch of several to the next, seconds: else calls that trickle in one by one while
-               a commit takes a moment would make batches of two, each with a commit of its own.
+    apart_s    least time from one batch to the next, seconds, where the first was one of several or others are `busy`:
+               else calls that trickle in while a commit takes a moment would make batches of two, a commit each.
     clock      tells how long the oldest has waited: the signal of overload.
     """
 
@@ -36,6 +36,7 @@ class Batcher(Generic[I, O]):
         clock: Clock,
         in_flight: int = 1,
         apart_s: float = 0.0,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._run = run
         self._max_items = max_items
@@ -43,6 +44,7 @@ class Batcher(Generic[I, O]):
         self._free = in_flight
         self._clock = clock
         self._apart_s = apart_s
+        self._busy = busy
         self._next_at = float("-inf")
         self._waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
         self._arrived: OrderedDict[asyncio.Future[O], float] = OrderedDict()
@@ -74,7 +76,7 @@ class Batcher(Generic[I, O]):
                 if (wait_s := self._next_at - self._clock.monotonic()) > 0:
                     await self._clock.sleep(wait_s)
                 batch = [self._waiting.popleft() for _ in range(min(self._max_items, len(self._waiting)))]
-                if len(batch) > 1:
+                if len(batch) > 1 or self._busy():
                     self._next_at = self._clock.monotonic() + self._apart_s
                 await self._run_one(batch)
         finally:
