@@ -153,12 +153,14 @@ async def test_after_a_batch_of_several_those_who_come_back_are_gathered_for_the
     assert sizes == [1], "who comes alone waits for nothing"
     assert clock.monotonic() == 0.0
     worker.offer(some_claims(2))
-    await turns(3)
+    await turns()
+    worker.offer(some_claims(2))
+    await turns()
+    assert sizes == [1, 2, 2], "half of a full one need not wait"
     assert clock.monotonic() == 0.0
     worker.offer(some_claims(1))
-    worker.offer(some_claims(1, first=1))
     await turns()
-    assert sizes == [1, 2, 2]
+    assert sizes == [1, 2, 2, 1]
     assert clock.monotonic() >= GATHER_S
 
 
