@@ -38,6 +38,7 @@ class Estimate:
         self._was_busy = False
         # Busy time before and after, when, and how many.
         self._decided: deque[tuple[float, float, float, int]] = deque()
+        self._decided_in_all = 0
         self._turns: list[tuple[int, int]] = []
         self._ahead: list[int] = [0]
         self._replicas = 1
@@ -51,6 +52,7 @@ class Estimate:
         if self._was_busy:
             before, self._busy_s = self._busy_s, self._busy_s + now - self._last
             self._decided.append((before, self._busy_s, now, count))
+            self._decided_in_all += count
         self._last, self._was_busy = now, busy
 
     async def seconds(self, priority: int, not_before: float) -> float:
@@ -93,8 +95,8 @@ class Estimate:
         while self._decided and (
             self._decided[0][1] < self._busy_s - WINDOW_S or self._decided[0][2] < self._clock.monotonic() - FORGET_S
         ):
-            self._decided.popleft()
+            self._decided_in_all -= self._decided.popleft()[-1]
         if not self._decided:
             return None
         span_s = self._busy_s - self._decided[0][0]
-        return max(0.1, sum(count for *_, count in self._decided) / max(span_s, 0.05))
+        return max(0.1, self._decided_in_all / max(span_s, 0.05))

@@ -100,7 +100,7 @@ class IntakeServicer(IntakeServiceServicer):
         """Store, acknowledge; wait for the decision where asked."""
         client, delay_s = self._admission.arrived(context.invocation_metadata() or ())
         started = self._clock.monotonic()
-        new = self._new(request.parent, request, client)
+        new = self._new(request.parent, request, client, self._traceparent())
         self._admission.admit(client, new.priority, 1, max(delay_s, self._accepts.waited_s))
         wait_s = request.wait.ToNanoseconds() / 1e9
         with self._watch(new.id) as watching:
@@ -124,11 +124,12 @@ class IntakeServicer(IntakeServiceServicer):
         client, delay_s = self._admission.arrived(context.invocation_metadata() or ())
         started = self._clock.monotonic()
         response = pb.BatchSubmitApplicationsResponse()
+        traceparent = self._traceparent()
         good: list[tuple[pb.BatchSubmitApplicationsResponse.Result, New]] = []
         for item in request.requests:
             result = response.results.add(request_id=item.request_id)
             try:
-                good.append((result, self._new(request.parent, _checked(request.parent, item), client)))
+                good.append((result, self._new(request.parent, _checked(request.parent, item), client, traceparent)))
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
         # As the least urgent among them: one interactive item must not carry hundreds of others through the door.
@@ -149,7 +150,7 @@ class IntakeServicer(IntakeServiceServicer):
         context.set_trailing_metadata(((QUEUE_HEADER, f"{(delay_s + self._clock.monotonic() - started) * 1000:.0f}"),))
         return response
 
-    def _new(self, parent: str, request: pb.SubmitApplicationRequest, client: str) -> New:
+    def _new(self, parent: str, request: pb.SubmitApplicationRequest, client: str, traceparent: str) -> New:
         """The application as it will be stored. Raises InvalidRequest."""
         now = self._clock.now()
         if unsound := list(domain.unsound(request.application, now)):
@@ -166,7 +167,7 @@ class IntakeServicer(IntakeServiceServicer):
             priority=int(inputs.priority or pb.PRIORITY_INTERACTIVE),
             channel=inputs.channel,
             created_at=now.timestamp(),
-            traceparent=self._traceparent(),
+            traceparent=traceparent,
         )
 
     async def _accept(self, new: New) -> Stored:

@@ -84,6 +84,7 @@ _WORDS = {
     "outcome": ["APPROVED", "COUNTER_OFFER", "DECLINED"],
     "grade": ["A", "B", "C", "D", "E"],
 }
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
 INLINE_MAX = 200
 """Rows that may be read while the loop waits: a fraction of a millisecond."""
 PARAMETERS_MAX = 5000
@@ -503,7 +504,7 @@ def _record(events: dict[str, Happening], ours: set[str]) -> Script[None]:
 
 
 def _event_row(application_id: str, event: Happening, hash_: str) -> Row:
-    details = json.dumps(event.details, ensure_ascii=False)
+    details = _as_json(event.details)
     return (application_id, event.seq, event.kind, event.at, event.actor, details, hash_)
 
 

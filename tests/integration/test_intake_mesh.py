@@ -23,7 +23,8 @@ from tests.builders import a_profile, an_application
 from tests.integration.servers import CLOCK, Behaviour, Server, failing, servers
 
 CLAIM = Claim("id", "lenders/demo", 1, 1, 1, 1, "", b"", "[]", 1.7e9)
-CASES = [Case(CLAIM, an_application(), profile=a_profile("person", 1)) for _ in range(3)]
+APPLICATION = an_application()
+CASES = [Case(CLAIM, APPLICATION, APPLICATION.parties[0], profile=a_profile("person", 1)) for _ in range(3)]
 
 
 @asynccontextmanager
@@ -77,7 +78,10 @@ async def test_one_that_breaks_its_batch_does_not_hold_up_those_beside_it() -> N
         if any("poison" in item.key for item in server.scoring.asked.items):
             raise InvalidRequest(("items", "cannot be read"))
 
-    cases = [Case(replace(CLAIM, id=id_), CASES[0].application, CASES[0].profile) for id_ in ("a", "poison", "c", "d")]
+    cases = [
+        Case(replace(CLAIM, id=id_), APPLICATION, APPLICATION.parties[0], CASES[0].profile)
+        for id_ in ("a", "poison", "c", "d")
+    ]
     async with scoring(refuses_the_poisoned) as (server, port, guard):
         told = await port.score(cases)
         assert [isinstance(one, Unavailable) for one in told] == [False, True, False, False]
