@@ -38,6 +38,8 @@ BUDGET_S_MIN = 0.002
 GC_THRESHOLDS = (10_000, 20, 50)
 """New objects before the collector looks at the young, and rounds before it looks at the older. What a call makes dies
 by reference counts; cycles come from errors' tracebacks mainly."""
+OURS = ("/lending.", "/externalscaler.")
+"""Methods that we answer for: our contracts, and what KEDA asks. Health and reflection are gRPC's own."""
 log = structlog.get_logger()
 
 
@@ -189,7 +191,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         """Wrap the handler; health and reflection pass through."""
         handler = await continuation(details)
-        if handler is None or not details.method.startswith("/lending."):
+        if handler is None or not details.method.startswith(OURS):
             return handler
         carrier = {k: v for k, v in details.invocation_metadata or () if isinstance(v, str)}
         method = details.method.lstrip("/")

@@ -59,7 +59,7 @@ class Estimate:
         """Seconds until an application of the class is decided that came, or may be looked at, at `not_before`."""
         await self._refreshed()
         ahead = self._ahead[bisect_right(self._turns, (priority, int(not_before)))]
-        rate = self._rate()
+        rate = self.rate()
         if rate is None:
             return AT_LEAST_S if ahead < 64 else UNKNOWN_S
         return max(AT_LEAST_S, ahead / (rate * self._replicas))
@@ -90,7 +90,7 @@ class Estimate:
         self._ahead = [0, *accumulate(count for _, _, count, _ in backlog)]
         self._replicas = max([1, *(held for *_, held in backlog)])
 
-    def _rate(self) -> float | None:
+    def rate(self) -> float | None:
         """Decided a second of busy time by this replica; None before there is a figure."""
         while self._decided and (
             self._decided[0][1] < self._busy_s - WINDOW_S or self._decided[0][2] < self._clock.monotonic() - FORGET_S

@@ -9,6 +9,7 @@ from importlib import resources
 
 import structlog
 import yaml
+from externalscaler.externalscaler_pb2_grpc import add_ExternalScalerServicer_to_server
 from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_to_server
 
 from loanmesh.runtime.breaker import State
@@ -31,6 +32,8 @@ from services.intake.pipeline import Pipeline
 from services.intake.ports import Deferred, Result
 from services.intake.quota import Quota
 from services.intake.replay import Replay
+from services.intake.scaler import Scaler
+from services.intake.scaler_servicer import ScalerServicer
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
 from services.intake.store import Store
@@ -134,12 +137,15 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         admission,
         current_traceparent,
     )
+    scaler = Scaler(estimate, store.arrived, settings.scaler, clock)
+    scaler_servicer = ScalerServicer(scaler, clock, settings.scaler.streams_max)
     vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))
     if settings.work.decides:
         worker.start()
     watch.start()
 
     async def drain() -> None:
+        scaler_servicer.leave()
         await worker.drain()
         watch.leave()
 
@@ -149,8 +155,11 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         await database.close()
 
     return Service(
-        [(add_IntakeServiceServicer_to_server, servicer)],
-        ["lending.intake.v1.IntakeService"],
+        [
+            (add_IntakeServiceServicer_to_server, servicer),
+            (add_ExternalScalerServicer_to_server, scaler_servicer),
+        ],
+        ["lending.intake.v1.IntakeService", "externalscaler.ExternalScaler"],
         close=close,
         drain=drain,
         vitals=vitals,

@@ -65,6 +65,39 @@ class Downstream(BaseModel, frozen=True, extra="forbid"):
     """Batches under way are bounded by `work` already; this bounds schedules as well."""
 
 
+class ScalerSettings(BaseModel, frozen=True, extra="forbid"):
+    """How many replicas KEDA is told are wanted. Figures of one replica with a core of its own, cold, as `make bench`
+    measured them; `loanmesh promotion capacity` says those of another machine, and a ScaledObject may say its own."""
+
+    accepts_a_second: Annotated[float, Field(gt=0)] = 1450.0
+    """Applications that a replica of intake accepts a second, one by one."""
+    decides_a_second: Annotated[float, Field(gt=0)] = 1200.0
+    """Applications that a replica of intake-worker takes through the stages a second."""
+    bureau_a_second: Annotated[float, Field(gt=0)] = 520.0
+    """Applications that a replica of bureau gathers evidence for a second, all of it asked for anew."""
+    scoring_a_second: Annotated[float, Field(gt=0)] = 4000.0
+    """Applications that a replica of scoring scores a second."""
+    pricing_a_second: Annotated[float, Field(gt=0)] = 2300.0
+    """Applications that a replica of pricing prices a second."""
+    drain_s: Annotated[float, Field(gt=0)] = 60.0
+    """Within how many seconds a backlog should be gone. Less asks for more replicas."""
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of a replica that traffic alone may use; the rest is for what comes unforeseen."""
+    streams_max: Annotated[int, Field(ge=1, le=1000)] = 64
+    """Streams that KEDA may hold open on a replica; two a trigger of type external-push."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """What one replica does, applications a second, by service."""
+        return {
+            "intake": self.accepts_a_second,
+            "intake-worker": self.decides_a_second,
+            "bureau": self.bureau_a_second,
+            "scoring": self.scoring_a_second,
+            "pricing": self.pricing_a_second,
+        }
+
+
 class IntakeSettings(ServiceSettings):
     """INTAKE_* in the environment, `intake:` in the file."""
 
@@ -83,3 +116,4 @@ class IntakeSettings(ServiceSettings):
     due: Due = Due()
     quota: QuotaSettings = QuotaSettings()
     downstream: Downstream = Downstream()
+    scaler: ScalerSettings = ScalerSettings()

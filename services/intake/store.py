@@ -72,6 +72,7 @@ WHERE due_at IS NOT NULL AND due_at < {now} AND state IN ('AWAITING_INFORMATION'
 _BACKLOG = """
 SELECT priority, CAST(not_before AS BIGINT), count(*), count(DISTINCT owner) FROM application
 WHERE state = 'PENDING' AND not_before <= {now} GROUP BY 1, 2 ORDER BY 1, 2"""
+_ARRIVED = "SELECT count(*) FROM (SELECT 1 FROM application WHERE id >= ? LIMIT ?) AS came"
 _EVENTS = """
 SELECT seq, kind, at, actor, details, hash FROM event WHERE application_id = ? AND seq > ? ORDER BY seq LIMIT ?"""
 
@@ -412,6 +413,16 @@ class Store:
         Rows of (priority, second in which they came, how many, by how many replicas they are held).
         """
         return [(row[0], row[1], row[2], row[3]) for row in await self._database.scan(_BACKLOG)]
+
+    async def arrived(self, since: float, at_most: int) -> int:
+        """How many were accepted since then, seconds since 1970, counting no further than `at_most`.
+
+        A range of the primary key: ids begin with the time at which they were made.
+        """
+        milliseconds = f"{int(since * 1000):012x}"
+        first = f"{milliseconds[:8]}-{milliseconds[8:]}-"
+        rows = await self._database.scan(_ARRIVED, (first, at_most))
+        return int(rows[0][0])
 
     def _next(self, claim: Claim, kind: str, at: float, details: dict[str, str]) -> Happening:
         event = Happening(claim.revision + 1, kind, at, self._owner, details)
