@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RPC_SYSTEM_NAME = "rpc.system.name"
 RPC_METHOD = "rpc.method"
 RPC_STATUS_CODE = "rpc.status_code"
+ERROR_TYPE = "error.type"
 SERVER_DURATION = "rpc.server.call.duration"
 CLIENT_DURATION = "rpc.client.call.duration"
 LOOP_LAG = "loanmesh.loop.lag"

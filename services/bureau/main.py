@@ -13,7 +13,7 @@ from lending.bureau.v1.bureau_service_pb2_grpc import add_BureauServiceServicer_
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import BulkheadSettings, make_guard
-from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.setting_rules import WrongSetting
@@ -39,7 +39,7 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         )
     url = settings.database_url.get_secret_value()
     with opening("BUREAU_DATABASE_URL", url):
-        await asyncio.to_thread(upgrade, url, "services.bureau")
+        await asyncio.to_thread(prepare, url, "services.bureau", settings.migrate)
         database = await open_database(url)
     wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s)
     store = AnswerStore(database)

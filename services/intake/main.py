@@ -17,7 +17,7 @@ from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import Guard, make_guard
-from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, linked_span
@@ -30,7 +30,7 @@ from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Deferred, Result
-from services.intake.quota import Quota
+from services.intake.quota import Allowance, Quota
 from services.intake.replay import Replay
 from services.intake.scaler import Scaler
 from services.intake.scaler_servicer import ScalerServicer
@@ -70,12 +70,17 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     """Put intake together and start its worker."""
     url = settings.database_url.get_secret_value()
     with opening("INTAKE_DATABASE_URL", url):
-        await asyncio.to_thread(upgrade, url, "services.intake")
+        await asyncio.to_thread(prepare, url, "services.intake", settings.migrate)
         database = await open_database(url)
     owner = new_owner("intake")
     store = Store(database, clock, owner, settings.lease.duration_s)
     channels = [
-        open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
+        open_channel(target, clock, deadline_s, service=name, tls=settings.tls)
+        for name, target in (
+            ("bureau", settings.bureau),
+            ("scoring", settings.scoring),
+            ("pricing", settings.pricing),
+        )
     ]
     guards = [
         make_guard(name, "service", settings.downstream.breaker, settings.downstream.bulkhead, clock, random.Random())
@@ -85,7 +90,11 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
     arrivals = Arrivals()
-    quota = Quota(settings.quota.a_second, settings.quota.burst)
+    quota = Quota(
+        settings.quota.a_second,
+        settings.quota.burst,
+        {name: Allowance(one.a_second, one.burst) for name, one in settings.quota.clients.items()},
+    )
     admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
 
     vitals = Vitals(guards=guards, count_backlog=estimate.backlog)

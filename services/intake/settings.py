@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.guard import BulkheadSettings
+from loanmesh.runtime.migrations import When
 from loanmesh.runtime.setting_rules import DatabaseUrl, Target
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings
 
@@ -39,13 +40,21 @@ class Work(BaseModel, frozen=True, extra="forbid"):
     """Whether this replica decides. False: it only accepts and answers, and leaves deciding to the others."""
 
 
-class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
-    """How much each caller, named by `loanmesh-client`, may submit to this replica."""
+class ClientQuota(BaseModel, frozen=True, extra="forbid"):
+    """How much one caller may submit to this replica."""
 
     a_second: Annotated[float, Field(ge=0)] = 0.0
     """Applications a second. 0: as many as it likes."""
     burst: Annotated[int, Field(ge=1)] = 1000
     """How many at once after a rest."""
+
+
+class QuotaSettings(ClientQuota, frozen=True, extra="forbid"):
+    """How much each caller may submit to this replica. Its name is proven by certificate or token; in plaintext it is
+    what `loanmesh-client` says."""
+
+    clients: dict[str, ClientQuota] = {}
+    """Other values for clients by their names, as {"shop": {"a_second": 50, "burst": 500}}."""
 
 
 class Due(BaseModel, frozen=True, extra="forbid"):
@@ -105,6 +114,9 @@ class IntakeSettings(ServiceSettings):
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7401")
     database_url: DatabaseUrl = SecretStr("sqlite:///var/intake.db")
     """`sqlite:///path` or `postgresql://user:password@host/name`."""
+    migrate: When = "start"
+    """`start` brings the tables up to date at each start. `check` only looks that `loanmesh migrate` has, and does not
+    start before: so in a cluster, where a Job changes tables, once a release."""
     bureau: Target = "127.0.0.1:7402"
     """Addresses of bureau: host:port, several with commas, or dns:///name:port."""
     scoring: Target = "127.0.0.1:7403"

@@ -20,7 +20,7 @@ from services.intake.mesh import GrpcScoring
 from services.intake.ports import Case, Unavailable
 from services.intake.settings import Downstream
 from tests.builders import a_profile, an_application
-from tests.integration.servers import CLOCK, Behaviour, Server, failing, servers
+from tests.integration.servers import CLOCK, PLAIN, Behaviour, Server, failing, servers
 
 CLAIM = Claim("id", "lenders/demo", 1, 1, 1, 1, "", b"", "[]", 1.7e9)
 APPLICATION = an_application()
@@ -31,7 +31,10 @@ CASES = [Case(CLAIM, APPLICATION, APPLICATION.parties[0], profile=a_profile("per
 async def scoring(does: Behaviour | None) -> AsyncIterator[tuple[Server, GrpcScoring, Guard]]:
     breaker = BreakerSettings(**{**Downstream().breaker.model_dump(), "open_s": 0.3, "half_open_permits": 1})
     guard = make_guard("scoring", "service", breaker, BulkheadSettings(), CLOCK, random.Random(1))
-    async with servers(1) as (server,), open_channel(server.address, CLOCK, lambda _: 5.0) as channel:
+    async with (
+        servers(1) as (server,),
+        open_channel(server.address, CLOCK, lambda _: 5.0, service="bureau", tls=PLAIN) as channel,
+    ):
         server.scoring.does = does
         yield server, GrpcScoring(channel, guard), guard
 
