@@ -41,8 +41,8 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
     with opening("BUREAU_DATABASE_URL", url):
         await asyncio.to_thread(prepare, url, "services.bureau", settings.migrate)
         database = await open_database(url)
-    wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s)
-    store = AnswerStore(database)
+    wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s, random.Random())
+    store = AnswerStore(database, clock)
     bulkhead = BulkheadSettings(at_once_max=settings.gather.at_once_max, waiting_max=settings.gather.waiting_max)
     guards = {name: make_guard(name, "source", settings.breaker, bulkhead, clock, random.Random()) for name in sources}
     brownouts = {
