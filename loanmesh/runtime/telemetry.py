@@ -110,6 +110,7 @@ def observe(vitals: Vitals) -> Callable[[float], None]:
     show("gauge", "loanmesh.backlog", "{application}", _backlog)
     show("counter", "loanmesh.decisions", "{decision}", lambda v: _tally(v.decisions, "loanmesh.outcome"))
     show("counter", "loanmesh.degradations", "{decision}", lambda v: _tally(v.degradations, "loanmesh.step"))
+    show("counter", "loanmesh.applications.parked", "{application}", lambda v: _tally(v.parked, "loanmesh.stage"))
     show("up_down_counter", "loanmesh.degradation.in_force", "{step}", _steps)
     return meter.create_histogram(LOOP_LAG, unit="s").record
 
