@@ -113,6 +113,8 @@ class Claim:
     not_before: float = 0.0
     """Its place in the queue: when it came, or may be looked at again, by the database's clock."""
     traceparent: str = ""
+    supplied: bool = False
+    """Whether its applicant was asked for something and supplied it: it was not us alone that it waited for."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import structlog
 import yaml
 from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_to_server
 
+from loanmesh.runtime import measures, telemetry
 from loanmesh.runtime.breaker import State
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
@@ -20,7 +21,7 @@ from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, linked_span
-from loanmesh.runtime.vitals import Queue, Vitals
+from loanmesh.runtime.vitals import Queue, Standing, Vitals
 from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
@@ -28,8 +29,9 @@ from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
-from services.intake.ports import Deferred, Result
+from services.intake.ports import Decided, Deferred, Result
 from services.intake.quota import Quota
+from services.intake.reception import Reception
 from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
@@ -85,12 +87,20 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     quota = Quota(settings.quota.a_second, settings.quota.burst)
     admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
 
-    vitals = Vitals(guards=guards, count_backlog=estimate.backlog)
+    async def look() -> Standing:
+        return Standing(*await store.standing(settings.lease.poll_s))
+
+    vitals = Vitals(guards=guards, count_backlog=estimate.backlog, look=look)
+    decision_s = telemetry.recorder(measures.DECISION)
+    quotient = telemetry.recorder(measures.ESTIMATE)
 
     def settled(results: Mapping[str, Result]) -> None:
         estimate.decided(sum(not isinstance(result, Deferred) for result in results.values()), worker.busy)
         watch.settled(results)
-        tally(vitals, results.values())
+        tally(vitals, results.values(), decision_s)
+        for key, result in results.items():
+            if isinstance(result, Decided) and (came_true := estimate.came_true(key)) is not None:
+                quotient(came_true, {})
 
     pipeline = Pipeline(
         GrpcBureau(channels[0], guards[0]),
@@ -133,6 +143,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         settings.work.accepts_waiting_max,
         admission,
         current_traceparent,
+        Reception(vitals, telemetry.recorder(measures.ACKNOWLEDGEMENT)),
     )
     vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))
     if settings.work.decides:
