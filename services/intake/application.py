@@ -126,6 +126,8 @@ class Claim:
     traceparent: str = ""
     faults: int = 0
     """At how many attempts it broke a stage."""
+    supplied: bool = False
+    """Whether its applicant was asked for something and supplied it: it was not us alone that it waited for."""
 
     @property
     def trace_id(self) -> str:

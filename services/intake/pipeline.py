@@ -212,6 +212,7 @@ class Pipeline:
                 "policy": pricing.policy,
                 "degradations": ",".join(pricing.degradations),
             },
+            product=case.application.loan.product,
         )
 
     def _without(self, case: Case, gap: Unavailable) -> Result:

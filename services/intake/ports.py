@@ -78,6 +78,8 @@ class Decided:
     decided_at: float
     due_at: float | None
     details: dict[str, str]
+    product: str = ""
+    """The product decided on; one of policy's."""
 
 
 @dataclass(frozen=True)

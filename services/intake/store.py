@@ -32,7 +32,7 @@ WHERE id IN (SELECT id FROM application
   WHERE state = 'PENDING' AND not_before <= {now} AND (owner IS NULL OR lease_until < {now})
   ORDER BY {order} LIMIT ? {skip_locked})
 RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at, priority,
-  not_before, traceparent, faults"""
+  not_before, traceparent, faults, original IS NOT NULL"""
 _CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
 _CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
 _RENEW = """
@@ -77,6 +77,13 @@ _BACKLOG = """
 SELECT priority, CAST(not_before AS BIGINT), count(*), count(DISTINCT owner) FROM application
 WHERE state = 'PENDING' AND not_before <= {now} GROUP BY 1, 2 ORDER BY 1, 2"""
 _ARRIVED = "SELECT count(*) FROM (SELECT 1 FROM application WHERE id >= ? LIMIT ?) AS came"
+# What an applicant has supplied has no place in the queue (0) until it is looked at: it waits since it was changed.
+_STANDING = """
+SELECT
+  MAX(CASE WHEN not_before > {now} THEN 0 WHEN not_before > 0 THEN {now} - not_before ELSE {now} - updated_at END),
+  MAX(CASE WHEN original IS NULL THEN {now} - created_at ELSE 0 END),
+  COUNT(CASE WHEN lease_until < {now} - ? AND not_before < {now} - ? THEN 1 END)
+FROM application WHERE state = 'PENDING'"""
 _EVENTS = """
 SELECT seq, kind, at, actor, details, hash FROM event WHERE application_id = ? AND seq > ? ORDER BY seq LIMIT ?"""
 
@@ -472,6 +479,14 @@ class Store:
         first = f"{milliseconds[:8]}-{milliseconds[8:]}-"
         rows = await self._database.scan(_ARRIVED, (first, at_most))
         return int(rows[0][0])
+
+    async def standing(self, grace_s: float) -> tuple[float, float, int]:
+        """How long the first in line waits for its turn, seconds; how long ago the oldest that waits for us alone was
+        acknowledged, seconds; how many are due and without an owner since their lease ended, both for `grace_s`.
+        """
+        ((backlog_s, pending_s, unowned),) = await self._database.scan(_STANDING, (grace_s, grace_s))
+        # The clock of whoever stored it may be ahead of the database's.
+        return max(0.0, backlog_s or 0.0), max(0.0, pending_s or 0.0), unowned
 
     def _next(self, claim: Claim, kind: str, at: float, details: dict[str, str]) -> Happening:
         event = Happening(claim.revision + 1, kind, at, self._owner, details)
