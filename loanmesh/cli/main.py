@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import certs, ops, promotion, serve
+from loanmesh.cli import certs, ops, parked, promotion, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -566,6 +566,7 @@ ops.register(app)
 certs.register(app)
 serve.register(app)
 promotion.register(app)
+parked.register(app)
 
 
 def main() -> None:

@@ -60,3 +60,6 @@ class BureauSettings(ServiceSettings):
     breaker: BreakerSettings = BreakerSettings()
     """When a source is left alone for a while; each source has its own breaker, all with these settings."""
     brownout: BrownoutSettings = BrownoutSettings()
+    query_fen: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """What a query of each source costs by contract, fen, e.g. {"central_bank": 200}; a source not named costs nothing.
+    Only counted (`loanmesh.source.spend`): it changes no decision."""
