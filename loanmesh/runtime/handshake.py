@@ -54,7 +54,6 @@ _IN_ALERT = (
     ("WRONG_VERSION_NUMBER", "tls_server_plaintext"),
     ("ALERT", "tls_client_refused"),
 )
-_AMBIGUOUS = "failed to connect to all addresses"
 _ADDRESS = re.compile(r"ipv[46]:(?:%5B)?([0-9a-fA-F.:]+?)(?:%5D)?:([0-9]+): Socket closed")
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """How HTTP/2 begins. Only what is read after it shows whether the server took our certificate (TLS 1.3)."""
@@ -82,7 +81,7 @@ class Diagnosis:
         if found := _in(_IN_TEXT, details):
             return found
         address = _ADDRESS.search(details)
-        if not address or _AMBIGUOUS not in details:
+        if not address:
             return ""
         where = (address[1], int(address[2]))
         asked_at, known = self._known.get(where, (float("-inf"), ""))
