@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 RPC_SYSTEM_NAME = "rpc.system.name"
 RPC_METHOD = "rpc.method"
 RPC_STATUS_CODE = "rpc.status_code"
+ERROR_TYPE = "error.type"
 SERVER_DURATION = "rpc.server.call.duration"
 CLIENT_DURATION = "rpc.client.call.duration"
 LOOP_LAG = "loanmesh.loop.lag"
@@ -128,6 +129,7 @@ def observe(vitals: Vitals) -> Callable[[float], None]:
     show("counter", "loanmesh.source.spend", "{fen}", _source_spend)
     show("gauge", "loanmesh.source.observed", "s", _source_observed)
     show("counter", "loanmesh.degradations", "{decision}", lambda v: _tally(v.degradations, "loanmesh.step"))
+    show("counter", "loanmesh.applications.parked", "{application}", lambda v: _tally(v.parked, "loanmesh.stage"))
     show("up_down_counter", "loanmesh.degradation.in_force", "{step}", _steps)
     return meter.create_histogram(LOOP_LAG, unit="s").record
 

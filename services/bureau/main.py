@@ -13,7 +13,7 @@ from lending.bureau.v1.bureau_service_pb2_grpc import add_BureauServiceServicer_
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import BulkheadSettings, make_guard
-from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.setting_rules import WrongSetting
@@ -39,13 +39,13 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         )
     url = settings.database_url.get_secret_value()
     with opening("BUREAU_DATABASE_URL", url):
-        await asyncio.to_thread(upgrade, url, "services.bureau")
+        await asyncio.to_thread(prepare, url, "services.bureau", settings.migrate)
         database = await open_database(url)
     if unknown := set(settings.query_fen) - set(sources):
         raise WrongSetting("BUREAU_QUERY_FEN", f"no such source: {', '.join(sorted(unknown))}", ", ".join(sources))
     figures = {name: SourceFigures(settings.query_fen.get(name, 0)) for name in sources}
-    wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s)
-    store = AnswerStore(database)
+    wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s, random.Random())
+    store = AnswerStore(database, clock)
     bulkhead = BulkheadSettings(at_once_max=settings.gather.at_once_max, waiting_max=settings.gather.waiting_max)
     guards = {name: make_guard(name, "source", settings.breaker, bulkhead, clock, random.Random()) for name in sources}
     brownouts = {

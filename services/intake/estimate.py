@@ -42,6 +42,7 @@ class Estimate:
         self._was_busy = False
         # Busy time before and after, when, and how many.
         self._decided: deque[tuple[float, float, float, int]] = deque()
+        self._decided_in_all = 0
         self._turns: list[tuple[int, int]] = []
         self._ahead: list[int] = [0]
         self._replicas = 1
@@ -76,13 +77,14 @@ class Estimate:
         if self._was_busy:
             before, self._busy_s = self._busy_s, self._busy_s + now - self._last
             self._decided.append((before, self._busy_s, now, count))
+            self._decided_in_all += count
         self._last, self._was_busy = now, busy
 
     async def seconds(self, priority: int, not_before: float) -> float:
         """Seconds until an application of the class is decided that came, or may be looked at, at `not_before`."""
         await self._refreshed()
         ahead = self._ahead[bisect_right(self._turns, (priority, int(not_before)))]
-        rate = self._rate()
+        rate = self.rate()
         if rate is None:
             return AT_LEAST_S if ahead < 64 else UNKNOWN_S
         return max(AT_LEAST_S, ahead / (rate * self._replicas))
@@ -113,13 +115,13 @@ class Estimate:
         self._ahead = [0, *accumulate(count for _, _, count, _ in backlog)]
         self._replicas = max([1, *(held for *_, held in backlog)])
 
-    def _rate(self) -> float | None:
+    def rate(self) -> float | None:
         """Decided a second of busy time by this replica; None before there is a figure."""
         while self._decided and (
             self._decided[0][1] < self._busy_s - WINDOW_S or self._decided[0][2] < self._clock.monotonic() - FORGET_S
         ):
-            self._decided.popleft()
+            self._decided_in_all -= self._decided.popleft()[-1]
         if not self._decided:
             return None
         span_s = self._busy_s - self._decided[0][0]
-        return max(0.1, sum(count for *_, count in self._decided) / max(span_s, 0.05))
+        return max(0.1, self._decided_in_all / max(span_s, 0.05))
