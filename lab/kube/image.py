@@ -123,9 +123,7 @@ async def run(report: Report, base: str, tag: str, clock: Clock) -> None:
     """All steps."""
     podman = Podman()
     if not podman.is_here():
-        report.failed(
-            "podman", "is not installed (apt-get install podman): nothing was built or started"
-        )
+        report.failed("podman", "is not installed (apt-get install podman): nothing was built or started")
         return
     overlay = build(OVERLAYS / "local")
     with tempfile.TemporaryDirectory(prefix="loanmesh-image-") as text:
