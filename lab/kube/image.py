@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from google.protobuf import json_format
 from lending.intake.v1 import intake_service_pb2 as pb
@@ -119,6 +120,41 @@ class Stage:
             await self.podman.remove(name)
 
 
+class Door:
+    """A way from loopback to a PostgreSQL that listens on a socket file, which other users cannot reach."""
+
+    def __init__(self) -> None:
+        self._servers: list[asyncio.Server] = []
+
+    async def open(self, url: str) -> str:
+        """The address of the same database, over TCP."""
+        parts = urlsplit(url)
+        socket_file = f"{parse_qs(parts.query)['host'][0]}/.s.PGSQL.5432"
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, onward = await asyncio.open_unix_connection(socket_file)
+            with contextlib.suppress(OSError):
+                await asyncio.gather(_pump(reader, onward), _pump(there, writer))
+
+        self._servers.append(await asyncio.start_server(serve, "127.0.0.1", 0))
+        port = self._servers[-1].sockets[0].getsockname()[1]
+        return f"postgresql://postgres@127.0.0.1:{port}{parts.path}"
+
+    async def close(self) -> None:
+        """Let nobody in any more."""
+        for server in self._servers:
+            server.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while piece := await reader.read(65536):
+            writer.write(piece)
+            await writer.drain()
+    finally:
+        writer.close()
+
+
 async def run(report: Report, base: str, tag: str, clock: Clock) -> None:
     """All steps."""
     podman = Podman()
@@ -128,7 +164,7 @@ async def run(report: Report, base: str, tag: str, clock: Clock) -> None:
     overlay = build(OVERLAYS / "local")
     with tempfile.TemporaryDirectory(prefix="loanmesh-image-") as text:
         stage = Stage(podman, overlay, tag, Path(text), clock)
-        postgres = Postgres(stage.folder / "postgres")
+        postgres, door = Postgres(stage.folder / "postgres"), Door()
         try:
             await _build(report, stage, base)
             await _looked_at(report, stage)
@@ -138,7 +174,9 @@ async def run(report: Report, base: str, tag: str, clock: Clock) -> None:
             await certs("issue", "client", "local", "--dir", str(stage.folder))
             _readable(stage.folder)
             await postgres.start()
-            stage.databases = {name: await postgres.new_database(name) for name in ("intake", "bureau")}
+            stage.databases = {
+                name: await door.open(await postgres.new_database(name)) for name in ("intake", "bureau")
+            }
             await _migrated(report, stage)
             await _started(report, stage)
             await _decided(report, stage)
@@ -147,6 +185,7 @@ async def run(report: Report, base: str, tag: str, clock: Clock) -> None:
             report.failed("trial", str(error))
         finally:
             await stage.clean_up()
+            await door.close()
             await postgres.stop()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.kube import check, trial
-from lab.kube.availability import NAME, Watching, is_ready
+from lab.kube.availability import NAME, Watched, Watching, is_ready
 from lab.kube.cluster import Cluster, Data, Kubectl, Refused
 from lab.kube.completeness import bounds, scaler_of
 from lab.kube.overlay import OVERLAYS, CannotBuild, Object, Overlay, build
@@ -276,9 +276,19 @@ class Trial:
             for name in floors:
                 await self._cluster.restart(name, self._namespace)
             await self._all_ready("release")
+            await self._told("release", seen)
             kept = before.keys() & (await self._serving()).keys()
         wrong = [*seen.broken, *(f"pod {before[uid]['metadata']['name']} was not replaced" for uid in kept)]
         self._report.judge("release", wrong, f"{len(before)} pods replaced; fewest ready {_counts(seen.fewest)}")
+
+    async def _told(self, step: str, seen: Watched) -> None:
+        """Wait until the watch has told of all that serve now: then it has told of all that went before, too."""
+
+        async def waiting_for() -> list[str]:
+            rest = (await self._serving()).keys() ^ seen.ready
+            return [f"the watch is behind by {len(rest)} pods"] if rest else []
+
+        await self._until(step, waiting_for)
 
     async def _serving(self) -> dict[str, Data]:
         """Pods of our services that serve, by uid."""
@@ -298,6 +308,7 @@ class Trial:
         async with self._cordoned(node), Watching(self._cluster, self._namespace, floors, needed) as seen:
             await self._cluster.drain(node, self._within_s)
             await self._all_ready("drain")
+            await self._told("drain", seen)
             left = [p["metadata"]["name"] for p in await self._pods() if p["spec"].get("nodeName") == node]
         wrong = [*seen.broken, *(f"pod {name} is still on {node}" for name in left)]
         fine = f"{node} emptied of {len(on_it)} pods; fewest ready {_counts(seen.fewest)}"
