@@ -27,6 +27,7 @@ from lab.kube.report import Report, summed_up
 from loanmesh.runtime.clock import Clock, SystemClock
 
 LOOK_EVERY_S = 2.0
+INTERRUPTED = 130
 SIMULATED = "kwok.x-k8s.io/node"
 """Annotation of nodes that kwok plays."""
 ZONE = "topology.kubernetes.io/zone"
@@ -438,6 +439,8 @@ def main(arguments: list[str] | None = None) -> int:
             asyncio.run(Trial(cluster, overlay, SystemClock(), report, within_s=asked.within).run(keep=asked.keep))
     except CannotBuild as error:
         report.failed("build", str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     summed_up(report, asked.overlay, asked.json)
     return 0 if report.good else 1
 
