@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from lab.kube import check, rules
 from lab.kube.overlay import OVERLAYS, CannotBuild, Object, Overlay, Problem, build, selects
 
+ROOT = OVERLAYS.parents[2]
 Change = Callable[["Draft"], object]
 
 
@@ -159,6 +161,26 @@ def test_a_planted_mistake_is_named(overlays: dict[str, Overlay], overlay: str, 
     change(draft)
     said = [str(problem) for problem in draft.problems()]
     assert any(line.startswith(message) for line in said), said
+
+
+def test_the_image_runs_as_whom_the_manifests_say(overlays: dict[str, Overlay]) -> None:
+    user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "deploy" / "Containerfile").read_text(), re.M)
+    assert user
+    for workload in overlays["production"].services():
+        context = workload.pod["securityContext"]
+        assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user.groups()
+
+
+def test_the_image_holds_what_was_tested_and_no_more() -> None:
+    tested, runs = _pinned("dev.txt"), _pinned("runtime.txt")
+    assert runs <= tested, "make lock pins both again"
+    names = {name for name, _ in runs}
+    assert names.isdisjoint({"pytest", "mypy", "ruff", "hypothesis", "polars", "matplotlib", "simpy", "trustme"})
+
+
+def _pinned(file: str) -> set[tuple[str, str]]:
+    text = (ROOT / "requirements" / file).read_text()
+    return set(re.findall(r"^([a-z0-9][a-z0-9._-]*)(?:\[[a-z,]+\])?==([^ ;\\]+)", text, re.M))
 
 
 def test_the_rules_of_prometheus_operator_are_those_that_are_tested() -> None:
