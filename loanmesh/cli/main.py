@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import ops
+from loanmesh.cli import ops, trace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -103,9 +103,7 @@ def _read_application(path: Path) -> Any:
 def up(
     state: State = _default_state(),  # noqa: B008  A path, computed once a process.
     data: Annotated[Path | None, typer.Option(envvar="LOANMESH_DATA", help="Folder of the real data sets.")] = None,
-    port_base: Annotated[
-        int, typer.Option(envvar="LOANMESH_PORT_BASE", help="First of five consecutive ports.")
-    ] = 7401,
+    port_base: Annotated[int, typer.Option(envvar="LOANMESH_PORT_BASE", help="First of six consecutive ports.")] = 7401,
     replicas: Annotated[
         list[str] | None, typer.Option(help="How many of each service, e.g. intake=2,bureau=2. May be repeated.")
     ] = None,
@@ -128,8 +126,8 @@ def up(
 
     console = _say(json_)
     _check_state(console, state)
-    if not 1 <= port_base <= 65531:
-        console.print("[red]--port-base[/] must be 1 to 65531")
+    if not 1 <= port_base <= 65530:
+        console.print("[red]--port-base[/] must be 1 to 65530")
         raise typer.Exit(USAGE)
     if database and database != OWN_POSTGRES and not database.startswith(("postgresql://", "postgres://")):
         console.print(f"[red]--database[/] must be {OWN_POSTGRES} or postgresql://..., not {escape(database)!r}")
@@ -563,6 +561,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 
 ops.register(app)
+trace.register(app)
 
 
 def main() -> None:

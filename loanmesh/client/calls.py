@@ -18,7 +18,7 @@ from opentelemetry import metrics, propagate, trace
 
 from loanmesh.client.errors import CallFailed, Overloaded, Unreachable
 from loanmesh.client.transport import SENT_MS, Failure, Metadata, Method, Reply, Transport
-from loanmesh.runtime import deadline, errors, telemetry
+from loanmesh.runtime import deadline, errors, semconv
 from loanmesh.runtime.budget import BudgetSettings, RetryBudget, Token
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.throttle import Permit, Throttle, ThrottleSettings
@@ -102,7 +102,7 @@ class Calls:
         self._clock = clock
         self._dice = dice
         self._tracer = trace.get_tracer("loanmesh")
-        self._duration = metrics.get_meter("loanmesh").create_histogram(telemetry.CLIENT_DURATION, unit="s")
+        self._duration = metrics.get_meter("loanmesh").create_histogram(semconv.CLIENT_DURATION, unit="s")
         self.budget = RetryBudget(budget, clock)
         # Names our clock, so that the queue before intake's door can be told from the difference of clocks.
         self._sender = f"{dice.getrandbits(48):012x}"
@@ -264,7 +264,7 @@ class _Call:
         self._span = calls._tracer.start_span(
             self._method,
             kind=trace.SpanKind.CLIENT,
-            attributes={telemetry.RPC_SYSTEM_NAME: "grpc", telemetry.RPC_METHOD: self._method},
+            attributes={semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: self._method},
         )
         carrier: dict[str, str] = {}
         propagate.inject(carrier, trace.set_span_in_context(self._span))
@@ -288,12 +288,12 @@ class _Call:
             case _:
                 self._status = "UNKNOWN"
         if self._span.is_recording():
-            self._span.set_attribute(telemetry.RPC_STATUS_CODE, self._status)
+            self._span.set_attribute(semconv.RPC_STATUS_CODE, self._status)
             if error and not isinstance(error, GeneratorExit):
                 self._span.set_status(trace.StatusCode.ERROR, self._status)
         self._span.end()
         took_s = calls._clock.monotonic() - self._started
-        calls._duration.record(took_s, {telemetry.RPC_METHOD: self._method, telemetry.RPC_STATUS_CODE: self._status})
+        calls._duration.record(took_s, {semconv.RPC_METHOD: self._method, semconv.RPC_STATUS_CODE: self._status})
 
     @property
     def left_s(self) -> float:
@@ -317,4 +317,4 @@ class _Call:
         self.failures += 1
         self._status = failure.code
         if self._span.is_recording():
-            self._span.add_event("attempt_failed", {telemetry.RPC_STATUS_CODE: failure.code, "attempt": self.attempts})
+            self._span.add_event("attempt_failed", {semconv.RPC_STATUS_CODE: failure.code, "attempt": self.attempts})

@@ -14,6 +14,7 @@ from loanmesh.runtime.clock import Clock
 from services.bureau.gather import Subject
 from services.bureau.profile import Answer
 from services.bureau.sources import Garbage, Source
+from services.bureau.trail import Trail, Try, current
 
 ATTEMPTS = 2
 """One more try for a broken connection or a 5xx; a source that is down must not be asked more than twice a look."""
@@ -66,12 +67,26 @@ class HttpWire:
             reraise=True,
         ):
             with attempt:
-                return await self._once(source, subject)
+                return await self._noted(source, subject)
         raise AssertionError("the last attempt returns or raises")
+
+    async def _noted(self, source: Source, subject: Subject) -> Answer | str:
+        """One try, with a note of how it went on the query's trail."""
+        trail = current.get() or Trail(source.id, 0.0)
+        began, error, trail.status = self._clock.monotonic(), "", 0
+        try:
+            return await self._once(source, subject)
+        except BaseException as raised:
+            error = type(raised).__name__.lstrip("_")
+            raise
+        finally:
+            trail.tries.append(Try(began, self._clock.monotonic(), trail.status, error))
 
     async def _once(self, source: Source, subject: Subject) -> Answer | str:
         body = {"kind": subject.identity_kind, "value": subject.number}
         async with self._session.post(f"{self._base_url}/v1/{source.id}/query", json=body) as response:
+            if trail := current.get():
+                trail.status = response.status
             if response.status >= 500:
                 raise _Down
             if response.status == 429:

@@ -113,6 +113,8 @@ class Claim:
     not_before: float = 0.0
     """Its place in the queue: when it came, or may be looked at again, by the database's clock."""
     traceparent: str = ""
+    lost_lease: str = ""
+    """`owner@seconds`: who held it before us and until when, where that lease ended by itself; '' else."""
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,21 @@ from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_
 
 from loanmesh.runtime.breaker import State
 from loanmesh.runtime.channel import open_channel
-from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
+from loanmesh.runtime.clock import Clock, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import Guard, make_guard
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
-from loanmesh.runtime.tracing import current_traceparent, linked_span
+from loanmesh.runtime.telemetry import instance
+from loanmesh.runtime.tracing import current_traceparent, recorder
 from loanmesh.runtime.vitals import Queue, Vitals
 from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
+from services.intake.following import Following
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Deferred, Result
@@ -69,7 +71,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     with opening("INTAKE_DATABASE_URL", url):
         await asyncio.to_thread(upgrade, url, "services.intake")
         database = await open_database(url)
-    owner = new_owner("intake")
+    owner = instance("intake")
     store = Store(database, clock, owner, settings.lease.duration_s)
     channels = [
         open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
@@ -92,19 +94,28 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         watch.settled(results)
         tally(vitals, results.values())
 
+    bureau = GrpcBureau(channels[0], guards[0])
+    told = recorder()
+    following = told and Following(
+        told,
+        clock,
+        owner,
+        settings.telemetry.slow_s,
+        settings.lease.duration_s,
+        structlog.get_logger().warning,
+    )
     pipeline = Pipeline(
-        GrpcBureau(channels[0], guards[0]),
-        scoring,
-        pricing,
-        store,
+        following.bureau(bureau) if following else bureau,
+        following.scoring(scoring) if following else scoring,
+        following.pricing(pricing) if following else pricing,
+        following.store(store) if following else store,
         clock,
         random.Random(),
         settings.due.information_days,
     )
 
     async def decide(claims: Sequence[Claim]) -> Mapping[str, Result]:
-        with linked_span("decide", [claim.traceparent for claim in claims]):
-            return await pipeline.decide_batch(claims)
+        return await (following.decide(claims, pipeline.decide_batch) if following else pipeline.decide_batch(claims))
 
     worker = Worker(
         store,

@@ -67,6 +67,7 @@ class GrpcBureau:
                     lender=case.claim.lender,
                     party=borrower(case.application),
                     consents=case.application.consents,
+                    traceparent=case.traceparent,
                 )
                 for case in cases
             ]
@@ -94,6 +95,7 @@ class GrpcScoring:
                     profile=case.profile,
                     declaration=case.application.declaration,
                     age_years=case.age_years,
+                    traceparent=case.traceparent,
                 )
                 for case in cases
             ]
@@ -125,6 +127,7 @@ class GrpcPricing:
                     score=case.score,
                     age_years=case.age_years,
                     as_of_time=_timestamp(case.as_of) if case.as_of else None,
+                    traceparent=case.traceparent,
                 )
                 for case in cases
             ]
@@ -168,10 +171,13 @@ async def _ask(
         said = await guard.call(lambda: _said(lambda: call(cases)), judge)
     except Refused as refused:
         full = refused.cause == "bulkhead_full"
-        return [Unavailable(f"{guard.name}_{refused.cause}", refused.retry_s or None, overloaded=full)] * count
+        detail = "" if full else guard.breaker.cause
+        return [
+            Unavailable(f"{guard.name}_{refused.cause}", refused.retry_s or None, overloaded=full, detail=detail)
+        ] * count
     if isinstance(said, grpc.aio.AioRpcError):
         if said.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return [Unavailable(f"{guard.name}_overloaded", overloaded=True)] * count
+            return [Unavailable(f"{guard.name}_overloaded", overloaded=True, status=said.code().name)] * count
         if said.code() == grpc.StatusCode.INVALID_ARGUMENT:
             log.warning("batch_refused", dependency=guard.name, count=count)
             if count > 1:
@@ -179,7 +185,7 @@ async def _ask(
                 # where the fault is the request's: a service that is ill must not be asked more for it.
                 halves = (cases[: count // 2], cases[count // 2 :])
                 return [answer for half in halves for answer in await _ask(guard, half, call)]
-        return [Unavailable(f"{guard.name}_unavailable")] * count
+        return [Unavailable(f"{guard.name}_unavailable", status=said.code().name, detail=said.details() or "")] * count
     if len(said) != count:
         return [Unavailable(f"{guard.name}_error")] * count
     return [_unpack(guard.name, answer) if isinstance(answer, Status) else answer for answer in said]
