@@ -171,6 +171,11 @@ def recorder() -> Recorder | None:
     return _recorder
 
 
+def beside(provider: object, clock: Clock, dice: random.Random) -> Recorder | None:
+    """A recorder beside a provider that somebody else has set up, as a caller's own; None where it is not the SDK's."""
+    return Recorder(provider, clock, dice) if isinstance(provider, TracerProvider) else None
+
+
 def place_of(traceparent: str) -> Place | None:
     """The place that a traceparent names; None where it names none."""
     found = _TRACEPARENT.fullmatch(traceparent)
