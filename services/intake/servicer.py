@@ -43,6 +43,9 @@ QUEUE_HEADER = "loanmesh-queue-ms"
 """Trailing metadata: how long the request waited here before it was stored, milliseconds; callers slow down by it."""
 ACKNOWLEDGE_S = 0.2
 """A caller who waits for the decision hears by then that it is stored; most hear of the decision itself before."""
+APART_S = 0.008
+"""From one commit of new applications to the next, where there are several. In flight 64 at a time they came two a
+commit, and each cost 0.63 ms of CPU; six milliseconds apart 0.41 ms. Whoever comes alone waits for nothing."""
 BATCH_ITEMS_MAX = 500
 """As the contract says."""
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -81,7 +84,12 @@ class IntakeServicer(IntakeServiceServicer):
         self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
         self._aside_max = max(1, accepts_waiting_max // BATCH_ITEMS_MAX)
         self._accepts: Batcher[New, Stored] = Batcher(
-            self._accept_batch, max_items=256, max_waiting=accepts_waiting_max, clock=clock
+            self._accept_batch,
+            max_items=256,
+            max_waiting=accepts_waiting_max,
+            clock=clock,
+            apart_s=APART_S,
+            busy=lambda: worker.busy,
         )
 
     # --- In ---

@@ -177,7 +177,9 @@ async def test_callers_who_send_the_same_in_other_orders_do_not_block_each_other
     stores = [a_store(database, owner) for owner in ("a", "b")]
     for start in range(0, 1000, 200):
         batch = [(new(n), True) for n in range(start, start + 200)]
-        answers = await asyncio.gather(stores[0].accept(batch), stores[1].accept(batch[::-1]))
+        # A second submit of the same is an application of its own until its request_id is seen to be taken.
+        again = [(replace(n, id=f"again-{n.id}"), True) for n, _ in batch[::-1]]
+        answers = await asyncio.gather(stores[0].accept(batch), stores[1].accept(again))
         assert [s.id for s in answers[0]] == [s.id for s in answers[1][::-1]]
 
 
