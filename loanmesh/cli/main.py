@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import ops, trace
+from loanmesh.cli import ops, parked, trace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -562,6 +562,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 ops.register(app)
 trace.register(app)
+parked.register(app)
 
 
 def main() -> None:

@@ -154,6 +154,7 @@ def observe(vitals: Vitals) -> Callable[[float], None]:
     show("gauge", semconv.BACKLOG, "{application}", _backlog)
     show("counter", semconv.DECISIONS, "{decision}", lambda v: _tally(v.decisions, "loanmesh.outcome"))
     show("counter", semconv.DEGRADED, "{decision}", lambda v: _tally(v.degradations, "loanmesh.step"))
+    show("counter", semconv.PARKED, "{application}", lambda v: _tally(v.parked, "loanmesh.stage"))
     show("up_down_counter", semconv.DEGRADATION_IN_FORCE, "{step}", _steps)
     return meter.create_histogram(semconv.LOOP_LAG, unit="s").record
 

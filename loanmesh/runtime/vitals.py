@@ -48,6 +48,8 @@ class Vitals:
     """Decisions committed since the start, by outcome."""
     degradations: Counter[str] = field(default_factory=Counter)
     """Decisions that a step shaped, by `step` or `step:subject`."""
+    parked: Counter[str] = field(default_factory=Counter)
+    """Applications parked since the start, by the stage that they broke."""
     draining: bool = False
 
     async def sample_forever(self, clock: Clock) -> None:

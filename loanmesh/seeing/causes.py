@@ -114,10 +114,11 @@ def cause_of(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
 def _parked(spans: Sequence[Span], _: _Evidence) -> Cause | None:
     for span in spans:
         if span.text(semconv.OUTCOME) == "parked":
-            stage = span.text(semconv.CAUSE) or span.text(semconv.WAITING_FOR) or span.error
+            stage, error = span.text(semconv.STAGE), span.text(semconv.EXCEPTION_TYPE)
             return Cause(
-                "poisoned_application", f"intake -> {stage.split('_')[0]}", span.error or "parked",
-                f"the application breaks a stage at each attempt ({stage}) and is parked", "loanmesh parked",
+                "poisoned_application", f"intake -> {stage}", span.error,
+                f"the application breaks stage {stage} at each attempt ({span.text(semconv.CAUSE)}, {error}) and is"
+                " parked", "loanmesh parked list",
             )  # fmt: skip
     return None
 

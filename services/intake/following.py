@@ -57,7 +57,7 @@ class _Stage:
     cases: Sequence[Case]
     began: float
     ended: float = 0.0
-    gaps: dict[str, Unavailable | Unfit] = field(default_factory=dict)
+    gaps: dict[str, Answer] = field(default_factory=dict)
     error: str = ""
 
 
@@ -113,8 +113,8 @@ class Following:
         self,
         name: str,
         cases: Sequence[Case],
-        ask: Callable[[Sequence[Case]], Awaitable[Sequence[A | Unavailable | Unfit]]],
-    ) -> Sequence[A | Unavailable | Unfit]:
+        ask: Callable[[Sequence[Case]], Awaitable[Sequence[A | Answer]]],
+    ) -> Sequence[A | Answer]:
         """What a service answers, timed. Each case carries the context in which the service tells of it."""
         batch = self._current.get()
         if batch is None:
@@ -130,7 +130,7 @@ class Following:
                 if case.claim.traceparent and (kept or name == "gather")
                 else ""
             )
-        answers: Sequence[A | Unavailable | Unfit] = ()
+        answers: Sequence[A | Answer] = ()
         try:
             answers = await ask(cases)
             return answers
@@ -140,7 +140,7 @@ class Following:
         finally:
             stage.ended = self._clock.monotonic()
             for case, answer in zip(cases, answers, strict=False):
-                if isinstance(answer, Unavailable | Unfit):
+                if isinstance(answer, Answer):
                     stage.gaps[case.claim.id] = answer
 
     async def settled(self, settle: Callable[[], Awaitable[T]]) -> T:
@@ -221,6 +221,8 @@ class Following:
                 return "lost_lease"
             case Deferred():
                 return "deferred"
+            case Parked():
+                return "parked"
             case Decided():
                 if result.details.get("degradations"):
                     return "degraded"
@@ -286,6 +288,9 @@ class Following:
                 attributes[semconv.CAUSE] = short(gap.detail)
         elif isinstance(gap, Unfit):
             attributes[semconv.REASON] = gap.reason
+        elif isinstance(gap, Broken):
+            wrong = wrong or gap.cause
+            attributes[semconv.EXCEPTION_TYPE] = gap.error_type
         elif hop and not wrong:
             attributes[semconv.RPC_STATUS_CODE] = "OK"
         if wrong:
@@ -347,6 +352,9 @@ def _outcome(
             return "lost", "fence_lost", {}
         case Deferred():
             return "deferred", result.waiting_for[0], {semconv.WAITING_FOR: ",".join(result.waiting_for)}
+        case Parked():
+            said = {semconv.CAUSE: result.broken.cause, semconv.EXCEPTION_TYPE: result.broken.error_type}
+            return "parked", f"{result.stage}_broke", {**said, semconv.STAGE: result.stage}
         case Decided():
             degradations = result.details.get("degradations", "")
             return result.outcome, "", {semconv.DEGRADATIONS: degradations} if degradations else {}
@@ -365,7 +373,7 @@ class _Bureau:
     following: Following
     inner: Bureau
 
-    async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Unavailable | Unfit]:
+    async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Answer]:
         return await self.following.asked("gather", cases, self.inner.gather)
 
 
@@ -374,7 +382,7 @@ class _Scoring:
     following: Following
     inner: Scoring
 
-    async def score(self, cases: Sequence[Case]) -> Sequence[Score | Unavailable | Unfit]:
+    async def score(self, cases: Sequence[Case]) -> Sequence[Score | Answer]:
         return await self.following.asked("score", cases, self.inner.score)
 
 
@@ -383,7 +391,7 @@ class _Pricing:
     following: Following
     inner: Pricer
 
-    async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Unavailable | Unfit]:
+    async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Answer]:
         return await self.following.asked("price", cases, self.inner.price)
 
 

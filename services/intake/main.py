@@ -10,11 +10,13 @@ from importlib import resources
 import structlog
 import yaml
 from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_to_server
+from lending.intake.v1.parking_service_pb2_grpc import add_ParkingServiceServicer_to_server
 
 from loanmesh.runtime.breaker import State
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_uuid7
 from loanmesh.runtime.database import open_database
+from loanmesh.runtime.degradation import Step
 from loanmesh.runtime.guard import Guard, make_guard
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.opening import opening
@@ -29,6 +31,9 @@ from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.following import Following
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
+from services.intake.parking import Parking
+from services.intake.parking_servicer import SERVICE_NAME as PARKING
+from services.intake.parking_servicer import ParkingServicer
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Deferred, Result
 from services.intake.quota import Quota
@@ -87,7 +92,13 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     quota = Quota(settings.quota.a_second, settings.quota.burst)
     admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
 
-    vitals = Vitals(guards=guards, count_backlog=estimate.backlog)
+    report = structlog.get_logger().warning
+
+    def told(step: Step, in_force: bool) -> None:
+        report("stage_is_down" if in_force else "stage_is_up", stage=step.subject, cause=step.cause)
+
+    parking = Parking(settings.parking, clock, random.Random(), told)
+    vitals = Vitals(guards=guards, count_backlog=estimate.backlog, steps=list(parking.steps.values()))
 
     def settled(results: Mapping[str, Result]) -> None:
         estimate.decided(sum(not isinstance(result, Deferred) for result in results.values()), worker.busy)
@@ -95,9 +106,9 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         tally(vitals, results.values())
 
     bureau = GrpcBureau(channels[0], guards[0])
-    told = recorder()
-    following = told and Following(
-        told,
+    spans = recorder()
+    following = spans and Following(
+        spans,
         clock,
         owner,
         settings.telemetry.slow_s,
@@ -112,6 +123,8 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         clock,
         random.Random(),
         settings.due.information_days,
+        parking,
+        report,
     )
 
     async def decide(claims: Sequence[Claim]) -> Mapping[str, Result]:
@@ -129,7 +142,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         settled=settled,
         pressed=lambda: arrivals.pressed(clock.monotonic()),
         may_begin=lambda: batches_allowed(guards),
-        report=structlog.get_logger().warning,
+        report=report,
     )
     servicer = IntakeServicer(
         store,
@@ -160,8 +173,11 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         await database.close()
 
     return Service(
-        [(add_IntakeServiceServicer_to_server, servicer)],
-        ["lending.intake.v1.IntakeService"],
+        [
+            (add_IntakeServiceServicer_to_server, servicer),
+            (add_ParkingServiceServicer_to_server, ParkingServicer(store, watch.changed)),
+        ],
+        ["lending.intake.v1.IntakeService", PARKING],
         close=close,
         drain=drain,
         vitals=vitals,

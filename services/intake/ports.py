@@ -12,7 +12,7 @@ from lending.intake.v1.intake_service_pb2 import Application
 from lending.pricing.v1.pricing_service_pb2 import Pricing
 from lending.scoring.v1.scoring_service_pb2 import Score
 
-from services.intake.application import Claim, Happening, New, Snapshot, State, Stored
+from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,16 @@ class Unfit:
 
     field: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A stage broke on one application: the fault of its content or of our code, not of a dependency that is away."""
+
+    cause: str
+    """Stable word, e.g. `scoring_error`."""
+    error_type: str
+    """Type of the error, never its text."""
 
 
 @dataclass
@@ -83,6 +93,19 @@ class Deferred:
     at: float
     overloaded: bool = False
     """Turned away as too much at once: it keeps its place in the queue, and the worker slows down."""
+    broke: bool = False
+    """Whether it broke a stage: counted, and at the last of several such attempts it is parked instead."""
+
+
+@dataclass(frozen=True)
+class Parked:
+    """Broke a stage at each of several attempts: out of the way until a person has looked."""
+
+    claim: Claim
+    stage: str
+    broken: Broken
+    due_at: float
+    at: float
 
 
 @dataclass(frozen=True)
@@ -95,25 +118,27 @@ class Awaiting:
     at: float
 
 
-Result = Decided | Deferred | Awaiting
+Result = Decided | Deferred | Awaiting | Parked
+Answer = Unavailable | Unfit | Broken
+"""What a stage says of an application when it has no answer."""
 
 
 class Bureau(Protocol):
     """Gathers profiles; one answer a case, in order; never raises."""
 
-    async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Unavailable | Unfit]: ...
+    async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Answer]: ...
 
 
 class Scoring(Protocol):
     """Scores profiles; one answer a case, in order; never raises."""
 
-    async def score(self, cases: Sequence[Case]) -> Sequence[Score | Unavailable | Unfit]: ...
+    async def score(self, cases: Sequence[Case]) -> Sequence[Score | Answer]: ...
 
 
 class Pricer(Protocol):
     """Prices applications; one answer a case, in order; never raises."""
 
-    async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Unavailable | Unfit]: ...
+    async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Answer]: ...
 
 
 class Settlement(Protocol):
@@ -148,3 +173,4 @@ class Records(Protocol):
         details: dict[str, str],
         apply: Callable[[State, bytes, bytes | None], dict[str, object]],
     ) -> None: ...
+    async def parked(self, page_size: int, page_token: str, cause: str) -> tuple[list[ParkedView], str]: ...

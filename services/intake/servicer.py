@@ -34,7 +34,7 @@ from services.intake.admission import Admission
 from services.intake.application import FINAL, New, Snapshot, State, Stored
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
-from services.intake.ports import Awaiting, Decided, Records
+from services.intake.ports import Awaiting, Decided, Parked, Records
 from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
 from services.intake.worker import Worker
@@ -215,7 +215,7 @@ class IntakeServicer(IntakeServiceServicer):
             async with asyncio.timeout(wait_s):
                 while not isinstance(result := await watching.next_change(), Decided):
                     # Changed elsewhere, by another replica or its applicant; or nothing comes without the applicant.
-                    if result is None or isinstance(result, Awaiting):
+                    if result is None or isinstance(result, Awaiting | Parked):
                         snapshot = await self._store.get(new.lender, stored.id)
                         if snapshot.state != State.PENDING:
                             return snapshot
@@ -331,9 +331,10 @@ class IntakeServicer(IntakeServiceServicer):
         stored = await self._store.decision_with_evidence(lender, application_id, assessment)
         if stored is None:
             which = f"has no decided assessment {assessment}" if assessment else "is not decided"
+            state = snapshot.state.shown
             raise WrongState(
-                f"application {application_id} {which}; it is {snapshot.state}; WatchApplication tells when it is",
-                state=snapshot.state.value,
+                f"application {application_id} {which}; it is {state}; WatchApplication tells when it is",
+                state=state.value,
             )
         return snapshot, stored
 
@@ -359,6 +360,8 @@ class IntakeServicer(IntakeServiceServicer):
                 "missing": "[]",
                 "due_at": None,
                 "not_before": 0.0,
+                # What broke a stage before may be just what was replaced.
+                "faults": 0,
             }
 
         if not (request.consents or request.HasField("declaration") or request.product):
@@ -421,7 +424,7 @@ class IntakeServicer(IntakeServiceServicer):
     async def _to_proto(self, snapshot: Snapshot) -> pb.Application:
         application = pb.Application.FromString(snapshot.payload)
         application.name = f"{snapshot.lender}/applications/{snapshot.id}"
-        application.state = pb.Application.State.Value(f"STATE_{snapshot.state}")
+        application.state = pb.Application.State.Value(f"STATE_{snapshot.state.shown}")
         application.revision = snapshot.revision
         application.accepted_offer_id = snapshot.accepted_offer
         application.waiting_for.extend(snapshot.waiting_for)
@@ -436,6 +439,9 @@ class IntakeServicer(IntakeServiceServicer):
             start = max(snapshot.not_before, self._clock.now().timestamp())
             estimate_s = await self._estimate.seconds(snapshot.priority, snapshot.not_before)
             _set_time(application.estimate_time, start + estimate_s)
+        elif snapshot.state == State.PARKED:
+            # Nobody works on it; what can be told is by when somebody will have looked.
+            _set_time(application.estimate_time, max(snapshot.due_at or 0.0, self._clock.now().timestamp()))
         return application
 
 

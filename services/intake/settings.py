@@ -55,6 +55,25 @@ class Due(BaseModel, frozen=True, extra="forbid"):
     """Days an applicant has to supply what is missing."""
 
 
+class ParkingSettings(BaseModel, frozen=True, extra="forbid"):
+    """What happens to an application that breaks a stage: the fault of its content, or of our code."""
+
+    attempts_max: Annotated[int, Field(ge=1, le=100)] = 5
+    """After this many attempts that broke a stage it is parked: nobody works on it until an SRE releases it."""
+    wait_s_first: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds between the first such attempt and the next; four times as long each time."""
+    wait_s_max: Annotated[float, Field(gt=0)] = 60.0
+    """Longest such wait, seconds."""
+    due_hours: Annotated[float, Field(gt=0)] = 24.0
+    """By when its caller is told that a person will have looked, hours after it was parked."""
+    window: Annotated[int, Field(ge=10, le=100_000)] = 200
+    """How many of the newest applications tell whether it is the application or the stage that is broken."""
+    mass_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of them from which the stage counts as down, and nothing is parked for it any more."""
+    mass_min: Annotated[int, Field(ge=2)] = 10
+    """... and at least so many: a few bad ones on a quiet day are no bad release."""
+
+
 class Downstream(BaseModel, frozen=True, extra="forbid"):
     """How bureau, scoring and pricing are guarded, each by its own breaker and bulkhead. A call here is a batch."""
 
@@ -83,3 +102,4 @@ class IntakeSettings(ServiceSettings):
     due: Due = Due()
     quota: QuotaSettings = QuotaSettings()
     downstream: Downstream = Downstream()
+    parking: ParkingSettings = ParkingSettings()

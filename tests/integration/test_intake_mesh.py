@@ -17,7 +17,7 @@ from loanmesh.runtime.errors import InvalidRequest, Overloaded
 from loanmesh.runtime.guard import BulkheadSettings, Guard, make_guard
 from services.intake.application import Claim
 from services.intake.mesh import GrpcScoring
-from services.intake.ports import Case, Unavailable
+from services.intake.ports import Broken, Case, Unavailable
 from services.intake.settings import Downstream
 from tests.builders import a_profile, an_application
 from tests.integration.servers import CLOCK, Behaviour, Server, failing, servers
@@ -80,7 +80,7 @@ async def test_one_that_breaks_its_batch_does_not_hold_up_those_beside_it() -> N
     cases = [Case(replace(CLAIM, id=id_), CASES[0].application, CASES[0].profile) for id_ in ("a", "poison", "c", "d")]
     async with scoring(refuses_the_poisoned) as (server, port, guard):
         told = await port.score(cases)
-        assert [isinstance(one, Unavailable) for one in told] == [False, True, False, False]
+        assert [isinstance(one, Broken) for one in told] == [False, True, False, False]
         assert guard.breaker.state is State.CLOSED
 
 
@@ -95,7 +95,7 @@ async def test_an_answer_for_too_few_cases_is_a_fault() -> None:
 async def test_our_own_mistakes_open_no_breaker(status: grpc.StatusCode) -> None:
     async with scoring(failing(status)) as (_, port, guard):
         for _ in range(20):
-            await ask(port)
+            await port.score(CASES)
         assert (guard.breaker.state, guard.failures) == (State.CLOSED, 0)
 
 
