@@ -281,6 +281,7 @@ class Mesh:
             f"{prefix}_SERVER__LEAVE_S": f"{LEAVE_S:g}",
             f"{prefix}_TELEMETRY__OTLP_ENDPOINT": os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", OWN_SINK),
             f"{prefix}_TELEMETRY__METRICS_EVERY_S": f"{METRICS_EVERY_S:g}",
+            f"{prefix}_TLS__MODE": "plaintext",
         }
         if service in WITH_DATABASE:
             ours[f"{prefix}_DATABASE_URL"] = f"sqlite:///{self._state / service}.db"

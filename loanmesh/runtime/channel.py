@@ -15,7 +15,12 @@ from grpc_health.v1 import health_pb2  # noqa: F401  Registers the health servic
 from opentelemetry import metrics, propagate, trace
 
 from loanmesh.runtime import deadline, semconv, tracing
+from loanmesh.runtime.certificates import Files, Watched
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.handshake import Diagnosis
+from loanmesh.runtime.rotation import RotatingChannel, named
+from loanmesh.runtime.settings import TlsSettings
+from loanmesh.runtime.tls import files_of
 
 # Calls here are batches, so few: intake has a handful under way, and a replica that hangs swallows them all at once.
 # Two failures within a second must do, or it would never be ejected (measured: with a volume of 10 it was not in 20 s).
@@ -52,14 +57,46 @@ SERVICE_CONFIG = {
 }
 
 
-def open_channel(target: str, clock: Clock, deadline_s: Callable[[str], float]) -> grpc.aio.Channel:
+def open_channel(
+    target: str, clock: Clock, deadline_s: Callable[[str], float], *, service: str, tls: TlsSettings
+) -> grpc.aio.Channel:
     """A channel to `target`: `host:port[,host:port...]` or any gRPC name such as `dns:///bureau:7402`.
 
     deadline_s  longest time a call of the given method may take; a caller's own deadline shortens it.
+    service     whose certificate must be shown there.
     """
-    return grpc.aio.insecure_channel(
-        target_of(target), options=channel_options(SERVICE_CONFIG), interceptors=_interceptors(clock, deadline_s)
+    files = files_of(tls) if tls.mode == "mtls" else None
+    return make_channel(
+        target,
+        service,
+        files,
+        clock,
+        options=channel_options(SERVICE_CONFIG),
+        interceptors=_interceptors(clock, deadline_s, Diagnosis(service, files, clock)),
+        reload_s=tls.reload_s,
     )
+
+
+def make_channel(
+    target: str,
+    service: str,
+    files: Files | None,
+    clock: Clock,
+    *,
+    options: Sequence[tuple[str, Any]],
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    reload_s: float = 10.0,
+) -> grpc.aio.Channel:
+    """Over TLS with what `files` hold, now and later; without them in plaintext. Raises BadCertificate."""
+    address = target_of(target)
+    if files is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    options = [*options, *named(service)]
+
+    def connect(credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+
+    return RotatingChannel(Watched(files), connect, reload_s, clock)
 
 
 def target_of(address: str) -> str:
@@ -89,16 +126,19 @@ def channel_options(config: Mapping[str, object]) -> list[tuple[str, str | int]]
     ]
 
 
-def _interceptors(clock: Clock, deadline_s: Callable[[str], float]) -> Sequence[grpc.aio.ClientInterceptor]:
-    return [_UnaryInterceptor(clock, deadline_s)]
+def _interceptors(
+    clock: Clock, deadline_s: Callable[[str], float], diagnosis: Diagnosis | None = None
+) -> Sequence[grpc.aio.ClientInterceptor]:
+    return [_UnaryInterceptor(clock, deadline_s, diagnosis)]
 
 
 class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
     """Deadline, trace and metrics around every unary call."""
 
-    def __init__(self, clock: Clock, deadline_s: Callable[[str], float]) -> None:
+    def __init__(self, clock: Clock, deadline_s: Callable[[str], float], diagnosis: Diagnosis | None) -> None:
         self._clock = clock
         self._deadline_s = deadline_s
+        self._diagnosis = diagnosis
         self._tracer = trace.get_tracer("loanmesh")
         self._duration = metrics.get_meter("loanmesh").create_histogram(semconv.CLIENT_DURATION, unit="s")
 
@@ -107,7 +147,7 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
         method = details.method if isinstance(details.method, str) else details.method.decode()
         method = method.lstrip("/")
         started = self._clock.monotonic()
-        status = "OK"
+        status, cause = "OK", ""
         parent = trace.get_current_span().get_span_context()
         with self._tracer.start_as_current_span(
             method,
@@ -129,7 +169,12 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
                 # Awaiting the call itself, never its code: only so does a cancelled caller cancel the server.
                 return await call
             except grpc.RpcError as error:
-                status = error.code().name if isinstance(error, grpc.aio.AioRpcError) else "UNKNOWN"
+                if isinstance(error, grpc.aio.AioRpcError):
+                    status = error.code().name
+                    if cause := self._cause(error):
+                        error.add_note(cause)
+                else:
+                    status = "UNKNOWN"
                 raise
             except BaseException:
                 status = "CANCELLED"
@@ -140,11 +185,17 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
                 if span.is_recording():
                     span.set_attribute(semconv.RPC_STATUS_CODE, status)
                     if status != "OK":
-                        span.set_attribute(semconv.ERROR_TYPE, status)
+                        span.set_attribute(semconv.ERROR_TYPE, cause or status)
                         span.set_status(trace.StatusCode.ERROR, status)
                 elif status != "OK" and (recorder := tracing.recorder()):
-                    _tell(recorder, method, span, parent, started, ended, status)
+                    _tell(recorder, method, span, parent, started, ended, status, cause)
                 self._duration.record(ended - started, {semconv.RPC_METHOD: method, semconv.RPC_STATUS_CODE: status})
+
+    def _cause(self, error: grpc.aio.AioRpcError) -> str:
+        """Tell a bad certificate from a service that is away, in span and log."""
+        if self._diagnosis is None or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return ""
+        return self._diagnosis.note(error.details() or "")
 
 
 def _tell(
@@ -155,11 +206,12 @@ def _tell(
     started: float,
     ended: float,
     status: str,
+    cause: str,
 ) -> None:
     """The span of a call that failed, though its trace was not recorded until now."""
     context = span.get_span_context()
     if context.is_valid:
         attributes = {semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: method,
-                      semconv.RPC_STATUS_CODE: status, semconv.ERROR_TYPE: status}  # fmt: skip
+                      semconv.RPC_STATUS_CODE: status, semconv.ERROR_TYPE: cause or status}  # fmt: skip
         place = tracing.Place(context.trace_id, context.span_id)
         recorder.tell_call(tracing.Call(method, "client", place, parent.span_id, started, ended, attributes, status))

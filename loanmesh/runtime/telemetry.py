@@ -11,7 +11,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -29,6 +29,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from loanmesh.runtime import semconv, tracing
 from loanmesh.runtime.breaker import State
 from loanmesh.runtime.clock import SystemClock, new_owner
+from loanmesh.runtime.measures import Measure
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import LoggerProvider
@@ -132,6 +133,14 @@ class _Log:
             self._file.flush()
 
 
+def recorder(measure: Measure) -> Callable[[float, Mapping[str, str]], None]:
+    """Records what is distributed, with what it is recorded by; nothing where nothing is exported."""
+    made = metrics.get_meter("loanmesh").create_histogram(
+        measure.name, unit=measure.unit, explicit_bucket_boundaries_advisory=measure.bounds
+    )
+    return made.record
+
+
 def observe(vitals: Vitals) -> Callable[[float], None]:
     """Show a process's vitals as metrics, read when they are exported; returns the recorder of loop lags, seconds.
 
@@ -152,7 +161,15 @@ def observe(vitals: Vitals) -> Callable[[float], None]:
     show("up_down_counter", semconv.BULKHEAD_WAITING, "{call}", lambda v: _each(v, "waiting"))
     show("up_down_counter", semconv.QUEUE_LENGTH, "{entry}", _queues)
     show("gauge", semconv.BACKLOG, "{application}", _backlog)
-    show("counter", semconv.DECISIONS, "{decision}", lambda v: _tally(v.decisions, "loanmesh.outcome"))
+    show("gauge", semconv.BACKLOG_AGE, "s", lambda v: _standing(v, "backlog_age_s"))
+    show("gauge", semconv.PENDING_AGE, "s", lambda v: _standing(v, "pending_age_s"))
+    show("gauge", semconv.UNOWNED, "{application}", lambda v: _standing(v, "unowned"))
+    show("counter", semconv.OFFERED, "{application}", lambda v: _tally(v.offered, "loanmesh.priority"))
+    show("counter", semconv.ACCEPTED, "{application}", lambda v: _tally(v.accepted, "loanmesh.priority"))
+    show("counter", semconv.DECISIONS, "{decision}", _decisions)
+    show("counter", semconv.SOURCE_REPORTS, "{report}", _source_reports)
+    show("counter", semconv.SOURCE_SPEND, "{fen}", _source_spend)
+    show("gauge", semconv.SOURCE_OBSERVED, "s", _source_observed)
     show("counter", semconv.DEGRADED, "{decision}", lambda v: _tally(v.degradations, "loanmesh.step"))
     show("counter", semconv.PARKED, "{application}", lambda v: _tally(v.parked, "loanmesh.stage"))
     show("up_down_counter", semconv.DEGRADATION_IN_FORCE, "{step}", _steps)
@@ -195,6 +212,34 @@ def _queues(vitals: Vitals) -> Iterator[Observation]:
 def _backlog(vitals: Vitals) -> Iterator[Observation]:
     if vitals.backlog is not None:
         yield Observation(vitals.backlog)
+
+
+def _standing(vitals: Vitals, name: str) -> Iterator[Observation]:
+    if vitals.standing is not None:
+        yield Observation(getattr(vitals.standing, name))
+
+
+def _decisions(vitals: Vitals) -> Iterator[Observation]:
+    for decision, count in list(vitals.decisions.items()):
+        at = {"loanmesh.outcome": decision.outcome, "loanmesh.product": decision.product}
+        yield Observation(count, {**at, "loanmesh.grade": decision.grade})
+
+
+def _source_reports(vitals: Vitals) -> Iterator[Observation]:
+    for source, figures in vitals.sources.items():
+        for state, count in list(figures.reports.items()):
+            yield Observation(count, {"loanmesh.source": source, "loanmesh.report.state": state})
+
+
+def _source_spend(vitals: Vitals) -> Iterator[Observation]:
+    for source, figures in vitals.sources.items():
+        yield Observation(figures.answered * figures.query_fen, {"loanmesh.source": source})
+
+
+def _source_observed(vitals: Vitals) -> Iterator[Observation]:
+    for source, figures in vitals.sources.items():
+        if figures.observed_at is not None:
+            yield Observation(figures.observed_at, {"loanmesh.source": source})
 
 
 def _tally(counts: dict[str, int], attribute: str) -> Iterator[Observation]:

@@ -21,10 +21,13 @@ from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.tracing import Place, Recorder, apart, is_kept, place_of, short
 from services.intake.application import Claim
 from services.intake.ports import (
+    Answer,
+    Broken,
     Bureau,
     Case,
     Decided,
     Deferred,
+    Parked,
     Pricer,
     Result,
     Scoring,

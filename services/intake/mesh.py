@@ -30,7 +30,6 @@ from lending.type.v1.offer_pb2 import Offer
 from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.guard import Guard, Refused, Verdict
 from loanmesh.runtime.status import code_of, error_info, verdict_of
-from services.intake.application import borrower
 from services.intake.ports import Answer, Broken, Case, Unavailable, Unfit
 
 # Above bureau's gather budget of a second, so that it answers with what it has before we give up.
@@ -70,7 +69,7 @@ class GrpcBureau:
                 GatherProfilesRequest.Item(
                     key=key_of(case),
                     lender=case.claim.lender,
-                    party=borrower(case.application),
+                    party=case.party,
                     consents=case.application.consents,
                     traceparent=case.traceparent,
                 )
@@ -96,7 +95,7 @@ class GrpcScoring:
             items = [
                 ScoreProfilesRequest.Item(
                     key=key_of(case),
-                    party_kind=borrower(case.application).kind,
+                    party_kind=case.party.kind,
                     profile=case.profile,
                     declaration=case.application.declaration,
                     age_years=case.age_years,
@@ -125,7 +124,7 @@ class GrpcPricing:
                 PriceApplicationsRequest.Item(
                     key=key_of(case),
                     lender=case.claim.lender,
-                    party_kind=borrower(case.application).kind,
+                    party_kind=case.party.kind,
                     loan=case.application.loan,
                     declaration=case.application.declaration,
                     profile=case.profile,
@@ -191,10 +190,15 @@ async def _ask(
                 halves = (cases[: count // 2], cases[count // 2 :])
                 return [answer for half in halves for answer in await _ask(guard, half, call)]
             return [Broken(f"{guard.name}_refused", "INVALID_ARGUMENT")]
-        return [Unavailable(f"{guard.name}_unavailable", status=said.code().name, detail=said.details() or "")] * count
+        return [Unavailable(f"{guard.name}_unavailable", status=said.code().name, detail=_said_of(said))] * count
     if len(said) != count:
         return [Unavailable(f"{guard.name}_error")] * count
     return [_unpack(guard.name, answer) if isinstance(answer, Status) else answer for answer in said]
+
+
+def _said_of(error: grpc.aio.AioRpcError) -> str:
+    """What the transport said, after what the channel found out about it."""
+    return ": ".join([*getattr(error, "__notes__", ()), error.details() or ""])
 
 
 async def _said(call: Callable[[], Awaitable[S]]) -> S | grpc.aio.AioRpcError:
