@@ -302,7 +302,7 @@ def test_the_lead_covers_climbing_and_booting() -> None:
     assert slow.lead_s >= 900 * 1.5
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(floats(1, 5000), integers(10, 7200), floats(1, 600), floats(10, 2000))
 def test_what_is_planned_decides_in_time(peak: float, length_s: int, within_s: float, a_second: float) -> None:
     one = a_promotion(usual=0, peak=peak, length_s=length_s, decide_within_s=within_s)
