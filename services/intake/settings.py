@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.guard import BulkheadSettings
+from loanmesh.runtime.migrations import When
 from loanmesh.runtime.setting_rules import DatabaseUrl, Target
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings
 
@@ -39,8 +40,8 @@ class Work(BaseModel, frozen=True, extra="forbid"):
     """Whether this replica decides. False: it only accepts and answers, and leaves deciding to the others."""
 
 
-class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
-    """How much each caller, named by `loanmesh-client`, may submit to this replica."""
+class ClientQuota(BaseModel, frozen=True, extra="forbid"):
+    """How much one caller may submit to this replica."""
 
     a_second: Annotated[float, Field(ge=0)] = 0.0
     """Applications a second. 0: as many as it likes."""
@@ -48,11 +49,38 @@ class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
     """How many at once after a rest."""
 
 
+class QuotaSettings(ClientQuota, frozen=True, extra="forbid"):
+    """How much each caller may submit to this replica. Its name is proven by certificate or token; in plaintext it is
+    what `loanmesh-client` says."""
+
+    clients: dict[str, ClientQuota] = {}
+    """Other values for clients by their names, as {"shop": {"a_second": 50, "burst": 500}}."""
+
+
 class Due(BaseModel, frozen=True, extra="forbid"):
     """How long we wait for people."""
 
     information_days: Annotated[float, Field(gt=0)] = 14.0
     """Days an applicant has to supply what is missing."""
+
+
+class ParkingSettings(BaseModel, frozen=True, extra="forbid"):
+    """What happens to an application that breaks a stage: the fault of its content, or of our code."""
+
+    attempts_max: Annotated[int, Field(ge=1, le=100)] = 5
+    """After this many attempts that broke a stage it is parked: nobody works on it until an SRE releases it."""
+    wait_s_first: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds between the first such attempt and the next; four times as long each time."""
+    wait_s_max: Annotated[float, Field(gt=0)] = 60.0
+    """Longest such wait, seconds."""
+    due_hours: Annotated[float, Field(gt=0)] = 24.0
+    """By when its caller is told that a person will have looked, hours after it was parked."""
+    window: Annotated[int, Field(ge=10, le=100_000)] = 200
+    """How many of the newest applications tell whether it is the application or the stage that is broken."""
+    mass_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of them from which the stage counts as down, and nothing is parked for it any more."""
+    mass_min: Annotated[int, Field(ge=2)] = 10
+    """... and at least so many: a few bad ones on a quiet day are no bad release."""
 
 
 class Downstream(BaseModel, frozen=True, extra="forbid"):
@@ -105,6 +133,9 @@ class IntakeSettings(ServiceSettings):
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7401")
     database_url: DatabaseUrl = SecretStr("sqlite:///var/intake.db")
     """`sqlite:///path` or `postgresql://user:password@host/name`."""
+    migrate: When = "start"
+    """`start` brings the tables up to date at each start. `check` only looks that `loanmesh migrate` has, and does not
+    start before: so in a cluster, where a Job changes tables, once a release."""
     bureau: Target = "127.0.0.1:7402"
     """Addresses of bureau: host:port, several with commas, or dns:///name:port."""
     scoring: Target = "127.0.0.1:7403"
@@ -117,3 +148,4 @@ class IntakeSettings(ServiceSettings):
     quota: QuotaSettings = QuotaSettings()
     downstream: Downstream = Downstream()
     scaler: ScalerSettings = ScalerSettings()
+    parking: ParkingSettings = ParkingSettings()
