@@ -100,7 +100,7 @@ def test_the_window_begins_a_lead_before_and_ends_when_the_last_is_decided(
     assert (found["start"], found["end"]) == window
 
 
-@pytest.mark.skipif(not OVERLAY.is_dir(), reason="the overlay is not there")
+@pytest.mark.skipif(not (OVERLAY / "plan").is_dir(), reason="the overlay is not there")
 def test_the_overlay_that_is_shipped_is_what_the_sample_makes(tmp_path: Path) -> None:
     promotion = read_promotion(SAMPLE)
     plan = make_plan(promotion, read_capacity())
