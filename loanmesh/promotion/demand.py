@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from loanmesh.promotion.file import Promotion
 from loanmesh.promotion.waiting import PRIORITIES, Waiting, percentiles
 
-SLICES = 2000
+SLICES = 4000
 """Into how many pieces a promotion is cut to look at its backlog."""
 AFTER_S_MAX = 24 * 3600.0
 """How long after the end a backlog is followed, seconds."""
