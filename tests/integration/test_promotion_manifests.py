@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +116,45 @@ def test_the_overlay_that_is_shipped_is_what_the_sample_makes(tmp_path: Path) ->
         ]
 
 
+@pytest.mark.skipif(not (ROOT / "deploy" / "k8s" / "components" / "hpa").is_dir(), reason="the manifests are not there")
+def test_the_sample_knows_the_autoscalers_that_are_shipped() -> None:
+    said = (ROOT / "deploy" / "k8s" / "components" / "hpa" / "autoscalers.yaml").read_text(encoding="utf-8")
+    shipped = {
+        one["metadata"]["name"]: (one["spec"]["minReplicas"], one["spec"]["maxReplicas"])
+        for one in yaml.safe_load_all(said)
+    }
+    ranges = read_promotion(SAMPLE).replicas
+    assert {name: (one.usual, one.most) for name, one in ranges.items()} == shipped
+
+
+# --- The page ---
+
+
+def commands_of_the_page() -> list[list[str]]:
+    page = (ROOT / "docs" / "promotions.md").read_text(encoding="utf-8")
+    return [shlex.split(line)[3:] for line in page.splitlines() if line.startswith("$ loanmesh promotion ")]
+
+
+@pytest.mark.parametrize("words", commands_of_the_page(), ids=" ".join)
+def test_every_command_of_the_page_runs(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(SAMPLE.parent, tmp_path / "deploy" / "promotions")
+    monkeypatch.chdir(tmp_path)
+    code, said, told = command(*words)
+    # A day that nobody planned is shown because it goes wrong.
+    assert code == (1 if "--unplanned" in words else 0), said + told
+    assert "next: " in said
+    if "--picture" in words:
+        assert (tmp_path / words[words.index("--picture") + 1]).read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_the_table_of_the_page_is_what_the_command_prints() -> None:
+    page = (ROOT / "docs" / "promotions.md").read_text(encoding="utf-8")
+    _, said, _ = command("plan", str(SAMPLE))
+    for line in said.splitlines()[:9]:
+        assert line.rstrip() in page
+    assert next(line for line in said.splitlines() if line.startswith("the plan holds")) in page
+
+
 # --- The command ---
 
 
@@ -153,23 +194,14 @@ def test_machines_get_one_object_and_people_still_hear(tmp_path: Path) -> None:
     assert "does not hold" in told
 
 
-def test_a_day_is_replayed_and_drawn(tmp_path: Path) -> None:
-    picture = tmp_path / "day.svg"
-    code, said, _ = command("simulate", str(SAMPLE), "--picture", str(picture))
-    assert code == 0
-    assert "the plan holds" in said
-    assert "next: loanmesh promotion plan" in said
-    assert picture.read_text(encoding="utf-8").startswith("<?xml")
-
-
 def test_a_day_without_its_plan_is_told_with_the_hour_of_its_backlog() -> None:
-    quotas = [word for name in ("tax", "central_bank", "bank_flow") for word in ("--quota", f"{name}=1e6")]
-    code, said, _ = command("simulate", str(SAMPLE), "--scale", "20", "--unplanned", "--json", *quotas)
+    small = str(SAMPLE.with_name("small.yaml"))
+    code, said, _ = command("simulate", small, "--scale", "100", "--unplanned", "--json", "--quota", "tax=12000")
     day = json.loads(said)
     assert code == 1
     assert day["holds"] is False
-    assert day["backlog_peak_at"].startswith("2026-12-12 20:")
-    assert day["plan"]["services"]["bureau"]["replicas"] > 40
+    assert day["backlog_peak_at"] == "2026-12-01 20:00"
+    assert day["plan"]["services"]["intake"]["replicas"] == 12
 
 
 @pytest.mark.parametrize(
@@ -181,7 +213,7 @@ def test_a_day_without_its_plan_is_told_with_the_hour_of_its_backlog() -> None:
         (("plan", str(SAMPLE), "--capacity", str(SAMPLE)), "there is no such field"),
         (("plan", str(SAMPLE), "--out", str(SAMPLE)), "cannot be written"),
         (("simulate", str(SAMPLE), "--picture", "no/folder/day.svg"), "cannot be written"),
-        (("simulate", str(SAMPLE), "--picture", "day.txt"), "cannot be written"),
+        (("simulate", str(SAMPLE), "--picture", "day.txt"), "its name must end in .svg, .png, .pdf"),
         (("capacity", "no.json"), "`make bench ONLY=core` writes it"),
     ],
 )
@@ -192,6 +224,14 @@ def test_what_cannot_be_used_ends_with_2_and_says_why(
     code, said, told = command(*words)
     assert code == 2
     assert says in " ".join((said + told).split())
+
+
+def test_what_is_not_installed_is_named_with_the_way_to_get_it() -> None:
+    without = "import sys; sys.modules['simpy'] = None; from loanmesh.cli.main import app; app()"
+    run = subprocess.run([sys.executable, "-c", without, "promotion", "simulate", str(SAMPLE)],
+                         capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    assert run.returncode == 1
+    assert "needs simpy, which is not installed: pip install 'loanmesh[lab]'" in run.stdout + run.stderr
 
 
 def test_capacity_is_written_from_a_benchmark(tmp_path: Path) -> None:
