@@ -21,6 +21,7 @@ from opentelemetry import metrics, propagate, trace
 from loanmesh.runtime import deadline, ops, telemetry
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
+from loanmesh.runtime.limits import server_options
 from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.profile import profiled
 from loanmesh.runtime.setting_rules import refusing
@@ -123,17 +124,9 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
 
 def make_server(settings: ServerSettings, clock: Clock) -> grpc.aio.Server:
     """A server with our interceptor and limits, not yet listening."""
-    megabytes = settings.max_message_mib * 1024 * 1024
     return grpc.aio.server(
         interceptors=[ServerInterceptor(clock)],
-        options=[
-            ("grpc.max_receive_message_length", megabytes),
-            ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)),
-            # Grace longer than any deadline, so that aging ends no call.
-            ("grpc.max_connection_age_grace_ms", 120_000),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-            ("grpc.so_reuseport", 0),
-        ],
+        options=server_options(settings.limits, settings.max_message_mib, settings.max_connection_age_s),
     )
 
 

@@ -146,6 +146,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         settings.work.accepts_waiting_max,
         admission,
         current_traceparent,
+        settings.work.watches_max,
     )
     vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))
     if settings.work.decides:

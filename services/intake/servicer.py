@@ -37,6 +37,7 @@ from services.intake.explain import Label, explain
 from services.intake.ports import Awaiting, Decided, Parked, Records
 from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
+from services.intake.watchers import Watchers
 from services.intake.worker import Worker
 
 QUEUE_HEADER = "loanmesh-queue-ms"
@@ -66,6 +67,7 @@ class IntakeServicer(IntakeServiceServicer):
         accepts_waiting_max: int,
         admission: Admission,
         traceparent: Callable[[], str] = str,
+        watches_max: int = 1000,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -78,6 +80,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._new_id = new_id
         self._admission = admission
         self._traceparent = traceparent
+        self._watchers = Watchers(watches_max)
         self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
         self._aside_max = max(1, accepts_waiting_max // BATCH_ITEMS_MAX)
         self._accepts: Batcher[New, Stored] = Batcher(
@@ -261,8 +264,10 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.WatchApplicationRequest, context: _Context
     ) -> AsyncIterator[pb.WatchApplicationResponse]:
         """Each change until the end."""
-        async for snapshot in self._changes(*_split(request.name)):
-            yield pb.WatchApplicationResponse(application=await self._to_proto(snapshot))
+        client, _ = self._admission.arrived(context.invocation_metadata() or ())
+        with self._watchers.watching(client):
+            async for snapshot in self._changes(*_split(request.name)):
+                yield pb.WatchApplicationResponse(application=await self._to_proto(snapshot))
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: _Context) -> pb.ListEventsResponse:
         """A page of history, with the chain checked from its first event."""

@@ -15,6 +15,7 @@ from loanmesh.runtime.breaker import BreakerSettings, State
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.errors import InvalidRequest, Overloaded
 from loanmesh.runtime.guard import BulkheadSettings, Guard, make_guard
+from loanmesh.runtime.settings import ServerSettings
 from services.intake.application import Claim
 from services.intake.mesh import GrpcScoring
 from services.intake.ports import Broken, Case, Unavailable
@@ -27,10 +28,12 @@ CASES = [Case(CLAIM, an_application(), profile=a_profile("person", 1)) for _ in 
 
 
 @asynccontextmanager
-async def scoring(does: Behaviour | None) -> AsyncIterator[tuple[Server, GrpcScoring, Guard]]:
+async def scoring(
+    does: Behaviour | None, settings: ServerSettings | None = None
+) -> AsyncIterator[tuple[Server, GrpcScoring, Guard]]:
     breaker = BreakerSettings(**{**Downstream().breaker.model_dump(), "open_s": 0.3, "half_open_permits": 1})
     guard = make_guard("scoring", "service", breaker, BulkheadSettings(), CLOCK, random.Random(1))
-    async with servers(1) as (server,), open_channel(server.address, CLOCK, lambda _: 5.0) as channel:
+    async with servers(1, settings) as (server,), open_channel(server.address, CLOCK, lambda _: 5.0) as channel:
         server.scoring.does = does
         yield server, GrpcScoring(channel, guard), guard
 
