@@ -25,6 +25,7 @@ from lab.simulator.loop import EPOCH, Node, NodeClock, VirtualLoop
 from lab.simulator.network import Channel, Network, Observer
 from lab.simulator.sources import PEOPLE, population
 from loanmesh.client import CallFailed, Client, Refused, Unreachable
+from loanmesh.client.security import Bearer
 from loanmesh.client.transport import GrpcTransport
 
 LENDER = "lenders/demo"
@@ -36,9 +37,8 @@ class SimTransport(GrpcTransport):
     """The client's own transport over the simulator's network: only the channel is another."""
 
     def __init__(self, network: Network, node: Node) -> None:
-        self._channel = Channel(network, node, "intake")  # type: ignore[assignment]  # Of the simulator, by design.
-        self._calls = {}
-        self._acknowledges_early = False
+        channel: Any = Channel(network, node, "intake")
+        self._use(channel, Bearer(None), None)
 
 
 @dataclass(frozen=True)

@@ -330,7 +330,7 @@ class Bureau(Process):
             breaker = Breaker(sizes.breaker, clock, around.dice, functools.partial(self._tell, name))
             guards[name] = Guard(name, "source", breaker, bulkhead, clock)
             wire.breakers[name] = breaker
-        self.cache = AnswerStore(around.databases["bureau"].connect(self.node, self.owner))
+        self.cache = AnswerStore(around.databases["bureau"].connect(self.node, self.owner), clock)
         self.gatherer = Gatherer(
             sources,
             wire,

@@ -257,7 +257,6 @@ class World:
 
     def run(self) -> Outcome:
         """Live through it and judge it."""
-        random.seed(self.seed)  # tenacity draws its waits from the module's own dice.
         task = None
         with _quiet(self), _no_collection():
             try:

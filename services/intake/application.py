@@ -126,6 +126,8 @@ class Claim:
     traceparent: str = ""
     faults: int = 0
     """At how many attempts it broke a stage."""
+    supplied: bool = False
+    """Whether its applicant was asked for something and supplied it: it was not us alone that it waited for."""
 
     @property
     def trace_id(self) -> str:
@@ -187,10 +189,13 @@ class Happening:
     hash: str = ""
 
 
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+
+
 def chain(before: str, application_id: str, event: Happening) -> str:
     """Hash of an event over all it says and the hash before it, SHA-256 hexadecimal; '' comes before the first."""
     said = [before, application_id, event.seq, event.kind, repr(event.at), event.actor, event.details]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(_canonical(said).encode()).hexdigest()
 
 
 def borrower(application: Application) -> Party:

@@ -30,7 +30,6 @@ from lending.type.v1.offer_pb2 import Offer
 from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.guard import Guard, Refused, Verdict
 from loanmesh.runtime.status import code_of, error_info, is_too_large, verdict_of
-from services.intake.application import borrower
 from services.intake.ports import Answer, Broken, Case, Unavailable, Unfit
 
 # Above bureau's gather budget of a second, so that it answers with what it has before we give up.
@@ -70,7 +69,7 @@ class GrpcBureau:
                 GatherProfilesRequest.Item(
                     key=key_of(case),
                     lender=case.claim.lender,
-                    party=borrower(case.application),
+                    party=case.party,
                     consents=case.application.consents,
                 )
                 for case in cases
@@ -95,7 +94,7 @@ class GrpcScoring:
             items = [
                 ScoreProfilesRequest.Item(
                     key=key_of(case),
-                    party_kind=borrower(case.application).kind,
+                    party_kind=case.party.kind,
                     profile=case.profile,
                     declaration=case.application.declaration,
                     age_years=case.age_years,
@@ -123,7 +122,7 @@ class GrpcPricing:
                 PriceApplicationsRequest.Item(
                     key=key_of(case),
                     lender=case.claim.lender,
-                    party_kind=borrower(case.application).kind,
+                    party_kind=case.party.kind,
                     loan=case.application.loan,
                     declaration=case.application.declaration,
                     profile=case.profile,

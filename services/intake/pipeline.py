@@ -212,6 +212,7 @@ class Pipeline:
                 "policy": pricing.policy,
                 "degradations": ",".join(pricing.degradations),
             },
+            product=case.application.loan.product,
         )
 
     def _without(self, case: Case, gap: Unavailable) -> Result:
@@ -219,7 +220,7 @@ class Pipeline:
         reports = {report.source: report for report in case.profile.reports} if case.profile else {}
         absent = [reports[source] for source in gap.missing_sources if source in reports]
         unconsented = [r.source for r in absent if r.state == SourceReport.STATE_NO_CONSENT]
-        party, consents, now = borrower(case.application), case.application.consents, self._clock.now()
+        party, consents, now = case.party, case.application.consents, self._clock.now()
         if needed := [source for source in unconsented if not has_consent(consents, party, source, now)]:
             return self._awaiting(
                 case, [{"field": "consents", "source": source, "reason": "CONSENT_MISSING"} for source in needed]
@@ -254,7 +255,7 @@ def open_case(claim: Claim) -> Case:
     party = borrower(application)
     applied_on = dt.datetime.fromtimestamp(claim.created_at, dt.UTC).date()
     age = age_on(party.identity.value, applied_on) if party.kind == Party.KIND_PERSON else None
-    return Case(claim, application, age_years=age)
+    return Case(claim, application, party, age_years=age)
 
 
 def decision_from(assessment: int, score: Score, pricing: Pricing) -> Decision:

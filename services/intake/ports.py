@@ -11,6 +11,7 @@ from lending.bureau.v1.bureau_service_pb2 import CreditProfile
 from lending.intake.v1.intake_service_pb2 import Application
 from lending.pricing.v1.pricing_service_pb2 import Pricing
 from lending.scoring.v1.scoring_service_pb2 import Score
+from lending.type.v1.party_pb2 import Party
 
 from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored
 
@@ -53,6 +54,8 @@ class Case:
 
     claim: Claim
     application: Application
+    party: Party
+    """Who owes the loan."""
     profile: CreditProfile | None = None
     score: Score | None = None
     pricing: Pricing | None = None
@@ -75,6 +78,8 @@ class Decided:
     decided_at: float
     due_at: float | None
     details: dict[str, str]
+    product: str = ""
+    """The product decided on; one of policy's."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.guard import BulkheadSettings
+from loanmesh.runtime.migrations import When
 from loanmesh.runtime.setting_rules import DatabaseUrl, Target
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings
 
@@ -41,13 +42,21 @@ class Work(BaseModel, frozen=True, extra="forbid"):
     """Whether this replica decides. False: it only accepts and answers, and leaves deciding to the others."""
 
 
-class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
-    """How much each caller, named by `loanmesh-client`, may submit to this replica."""
+class ClientQuota(BaseModel, frozen=True, extra="forbid"):
+    """How much one caller may submit to this replica."""
 
     a_second: Annotated[float, Field(ge=0)] = 0.0
     """Applications a second. 0: as many as it likes."""
     burst: Annotated[int, Field(ge=1)] = 1000
     """How many at once after a rest."""
+
+
+class QuotaSettings(ClientQuota, frozen=True, extra="forbid"):
+    """How much each caller may submit to this replica. Its name is proven by certificate or token; in plaintext it is
+    what `loanmesh-client` says."""
+
+    clients: dict[str, ClientQuota] = {}
+    """Other values for clients by their names, as {"shop": {"a_second": 50, "burst": 500}}."""
 
 
 class Due(BaseModel, frozen=True, extra="forbid"):
@@ -86,6 +95,39 @@ class Downstream(BaseModel, frozen=True, extra="forbid"):
     """Batches under way are bounded by `work` already; this bounds schedules as well."""
 
 
+class ScalerSettings(BaseModel, frozen=True, extra="forbid"):
+    """How many replicas KEDA is told are wanted. Figures of one replica with a core of its own, cold, as `make bench`
+    measured them; `loanmesh promotion capacity` says those of another machine, and a ScaledObject may say its own."""
+
+    accepts_a_second: Annotated[float, Field(gt=0)] = 1450.0
+    """Applications that a replica of intake accepts a second, one by one."""
+    decides_a_second: Annotated[float, Field(gt=0)] = 1200.0
+    """Applications that a replica of intake-worker takes through the stages a second."""
+    bureau_a_second: Annotated[float, Field(gt=0)] = 520.0
+    """Applications that a replica of bureau gathers evidence for a second, all of it asked for anew."""
+    scoring_a_second: Annotated[float, Field(gt=0)] = 4000.0
+    """Applications that a replica of scoring scores a second."""
+    pricing_a_second: Annotated[float, Field(gt=0)] = 2300.0
+    """Applications that a replica of pricing prices a second."""
+    drain_s: Annotated[float, Field(gt=0)] = 60.0
+    """Within how many seconds a backlog should be gone. Less asks for more replicas."""
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of a replica that traffic alone may use; the rest is for what comes unforeseen."""
+    streams_max: Annotated[int, Field(ge=1, le=1000)] = 64
+    """Streams that KEDA may hold open on a replica; two a trigger of type external-push."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """What one replica does, applications a second, by service."""
+        return {
+            "intake": self.accepts_a_second,
+            "intake-worker": self.decides_a_second,
+            "bureau": self.bureau_a_second,
+            "scoring": self.scoring_a_second,
+            "pricing": self.pricing_a_second,
+        }
+
+
 class IntakeSettings(ServiceSettings):
     """INTAKE_* in the environment, `intake:` in the file."""
 
@@ -93,6 +135,9 @@ class IntakeSettings(ServiceSettings):
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7401")
     database_url: DatabaseUrl = SecretStr("sqlite:///var/intake.db")
     """`sqlite:///path` or `postgresql://user:password@host/name`."""
+    migrate: When = "start"
+    """`start` brings the tables up to date at each start. `check` only looks that `loanmesh migrate` has, and does not
+    start before: so in a cluster, where a Job changes tables, once a release."""
     bureau: Target = "127.0.0.1:7402"
     """Addresses of bureau: host:port, several with commas, or dns:///name:port."""
     scoring: Target = "127.0.0.1:7403"
@@ -104,4 +149,5 @@ class IntakeSettings(ServiceSettings):
     due: Due = Due()
     quota: QuotaSettings = QuotaSettings()
     downstream: Downstream = Downstream()
+    scaler: ScalerSettings = ScalerSettings()
     parking: ParkingSettings = ParkingSettings()

@@ -32,7 +32,7 @@ WHERE id IN (SELECT id FROM application
   WHERE state = 'PENDING' AND not_before <= {now} AND (owner IS NULL OR lease_until < {now})
   ORDER BY {order} LIMIT ? {skip_locked})
 RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at, priority,
-  not_before, traceparent, faults"""
+  not_before, traceparent, faults, original IS NOT NULL"""
 _CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
 _CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
 _RENEW = """
@@ -76,6 +76,14 @@ WHERE due_at IS NOT NULL AND due_at < {now} AND state IN ('AWAITING_INFORMATION'
 _BACKLOG = """
 SELECT priority, CAST(not_before AS BIGINT), count(*), count(DISTINCT owner) FROM application
 WHERE state = 'PENDING' AND not_before <= {now} GROUP BY 1, 2 ORDER BY 1, 2"""
+_ARRIVED = "SELECT count(*) FROM (SELECT 1 FROM application WHERE id >= ? LIMIT ?) AS came"
+# What an applicant has supplied has no place in the queue (0) until it is looked at: it waits since it was changed.
+_STANDING = """
+SELECT
+  MAX(CASE WHEN not_before > {now} THEN 0 WHEN not_before > 0 THEN {now} - not_before ELSE {now} - updated_at END),
+  MAX(CASE WHEN original IS NULL THEN {now} - created_at ELSE 0 END),
+  COUNT(CASE WHEN lease_until < {now} - ? AND not_before < {now} - ? THEN 1 END)
+FROM application WHERE state = 'PENDING'"""
 _EVENTS = """
 SELECT seq, kind, at, actor, details, hash FROM event WHERE application_id = ? AND seq > ? ORDER BY seq LIMIT ?"""
 
@@ -95,6 +103,7 @@ _WORDS = {
     "outcome": ["APPROVED", "COUNTER_OFFER", "DECLINED"],
     "grade": ["A", "B", "C", "D", "E"],
 }
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
 _OVER = (State.WITHDRAWN.value, State.EXPIRED.value)
 _WAITS_FOR_NOTHING: dict[str, object] = {"missing": "[]", "waiting_for": "[]"}
 INLINE_MAX = 200
@@ -461,6 +470,24 @@ class Store:
         """
         return [(row[0], row[1], row[2], row[3]) for row in await self._database.scan(_BACKLOG)]
 
+    async def arrived(self, since: float, at_most: int) -> int:
+        """How many were accepted since then, seconds since 1970, counting no further than `at_most`.
+
+        A range of the primary key: ids begin with the time at which they were made.
+        """
+        milliseconds = f"{int(since * 1000):012x}"
+        first = f"{milliseconds[:8]}-{milliseconds[8:]}-"
+        rows = await self._database.scan(_ARRIVED, (first, at_most))
+        return int(rows[0][0])
+
+    async def standing(self, grace_s: float) -> tuple[float, float, int]:
+        """How long the first in line waits for its turn, seconds; how long ago the oldest that waits for us alone was
+        acknowledged, seconds; how many are due and without an owner since their lease ended, both for `grace_s`.
+        """
+        ((backlog_s, pending_s, unowned),) = await self._database.scan(_STANDING, (grace_s, grace_s))
+        # The clock of whoever stored it may be ahead of the database's.
+        return max(0.0, backlog_s or 0.0), max(0.0, pending_s or 0.0), unowned
+
     def _next(self, claim: Claim, kind: str, at: float, details: dict[str, str]) -> Happening:
         event = Happening(claim.revision + 1, kind, at, self._owner, details)
         return Happening(event.seq, kind, at, self._owner, details, chain(claim.event_hash, claim.id, event))
@@ -552,7 +579,7 @@ def _record(events: dict[str, Happening], ours: set[str]) -> Script[None]:
 
 
 def _event_row(application_id: str, event: Happening, hash_: str) -> Row:
-    details = json.dumps(event.details, ensure_ascii=False)
+    details = _as_json(event.details)
     return (application_id, event.seq, event.kind, event.at, event.actor, details, hash_)
 
 
