@@ -61,7 +61,7 @@ class Case:
     pricing: Pricing | None = None
     age_years: int | None = None
     as_of: dt.datetime | None = None
-    """For a replay: when it was priced. None: now."""
+    """As of when it is priced: by intake's clock, and in a replay as it was. None: by pricing's clock."""
 
 
 @dataclass(frozen=True)
