@@ -120,6 +120,7 @@ def observe(vitals: Vitals) -> Callable[[float], None]:
     show("gauge", "loanmesh.backlog.age", "s", lambda v: _standing(v, "backlog_age_s"))
     show("gauge", "loanmesh.pending.age", "s", lambda v: _standing(v, "pending_age_s"))
     show("gauge", "loanmesh.applications.unowned", "{application}", lambda v: _standing(v, "unowned"))
+    show("gauge", "loanmesh.parked", "{application}", lambda v: _standing(v, "parked"))
     show("counter", "loanmesh.applications.offered", "{application}", lambda v: _tally(v.offered, "loanmesh.priority"))
     show(
         "counter", "loanmesh.applications.accepted", "{application}", lambda v: _tally(v.accepted, "loanmesh.priority")
