@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import IO
 
 from loanmesh.cli import control, postgres
+from loanmesh.cli.authority import Authority, CannotIssue, Subject
 from loanmesh.cli.names import NameServer, target
+from loanmesh.runtime.certificates import BadCertificate
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.supervised import SUPERVISED
 
@@ -33,6 +35,8 @@ STOP_WITHIN_S = 15.0
 RESTART_FIRST_S = 0.2
 RESTART_MAX_S = 5.0
 LOOK_AGAIN_S = 0.2
+RENEW_EVERY_S = 600.0
+"""How often certificates are looked at; they live a day, and are renewed when eight hours are left."""
 # Replicas come and go in seconds here, where a cluster takes its time.
 CONNECTION_AGE_S = 5.0
 LEAVE_S = 0.3
@@ -67,6 +71,7 @@ class Mesh:
               On intake's port, over UDP, answers the name server that knows all replicas.
     said      called with a line for a person whenever something happens.
     replicas  how many of each service; 1 where nothing is said.
+    tls       whether all speak TLS to each other, with certificates made and renewed in the state folder.
     database  `postgres` for one of the mesh's own, `postgresql://...` for one that runs, empty for SQLite files.
     """
 
@@ -80,6 +85,7 @@ class Mesh:
         *,
         replicas: Mapping[str, int] | None = None,
         database: str = "",
+        tls: bool = False,
     ) -> None:
         self._state = state
         self._data = data
@@ -89,6 +95,10 @@ class Mesh:
         self._database = database
         self._wanted = dict(replicas or {})
         self._names = NameServer()
+        self.certs = state.resolve() / "certs" if tls else None
+        """Folder of the mesh's certificates, with `clients/local` and `operators/local` for whoever uses it here; None
+        where no TLS is spoken."""
+        self._renewing: asyncio.Task[None] | None = None
         self._lock: IO[str] | None = None
         self._scaling = asyncio.Lock()
         self._scaler: asyncio.Task[None] | None = None
@@ -119,6 +129,7 @@ class Mesh:
             "parts": {name: facts(part) for name, part in self.parts.items()},
             "replicas": {name: [facts(part) for part in parts] for name, parts in self.replicas.items()},
             "targets": {name: self.target(name) for name in SERVICES},
+            **({"certs": str(self.certs)} if self.certs else {}),
         }
 
     # --- Start and stop ---
@@ -127,6 +138,8 @@ class Mesh:
         """Start all parts; raises CannotStart with the reason when one does not come up."""
         self._state.mkdir(parents=True, exist_ok=True)
         await self._take_lock()
+        if self.certs:
+            self._renewing = asyncio.create_task(self._renew(self._certified(self.certs)))
         try:
             await self._names.start(self._ports["intake"])
         except OSError as error:
@@ -154,6 +167,7 @@ class Mesh:
             await asyncio.gather(self._scaler, return_exceptions=True)
         await self._scaling.acquire()  # Nothing new begins.
         keepers = [part.keeper for part in self._everything() if part.keeper]
+        keepers += [self._renewing] if self._renewing else []
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
@@ -164,6 +178,33 @@ class Mesh:
         await self._names.stop()
         if self._lock:
             self._lock.close()
+
+    def _certified(self, folder: Path) -> Authority:
+        """With a certificate for each service, and one for a client and an operator on this machine. Raises
+        CannotStart."""
+        authority = Authority(folder, self._clock.now)
+        try:
+            if not authority.exists():
+                authority.create("loanmesh")
+            has = {path.name for path, _ in authority.state()}
+            subjects = [Subject("service", name) for name in SERVICES if name not in has]
+            if "local" not in has:
+                subjects += [Subject("client", "local"), Subject("operator", "local")]
+            for subject in subjects:
+                authority.issue(subject)
+            authority.renew(all_=False)
+        except (CannotIssue, BadCertificate, OSError) as error:
+            raise CannotStart(f"certificates: {error}; without the folder {folder} new ones are made") from error
+        return authority
+
+    async def _renew(self, authority: Authority) -> None:
+        while True:
+            await self._clock.sleep(RENEW_EVERY_S)
+            try:
+                for path in await asyncio.to_thread(authority.renew, all_=False):
+                    self._said(f"renewed the certificate in {path}")
+            except (CannotIssue, BadCertificate, OSError) as error:
+                self._said(f"certificates cannot be renewed: {error}")
 
     def kill(self, name: str) -> None:
         """SIGKILL one part by its name; it is started again by itself."""
@@ -266,6 +307,10 @@ class Mesh:
         # What the person set in the environment wins over what we would choose, but not over what was asked for now.
         ours |= {setting: os.environ[setting] for setting in ours if setting in os.environ}
         ours[f"{prefix}_SERVER__LISTEN"] = f"{_host(index)}:{port}"
+        if self.certs:
+            files = {"CERT_FILE": "tls.crt", "KEY_FILE": "tls.key", "CA_FILE": "ca.crt"}
+            ours[f"{prefix}_TLS__MODE"] = "mtls"
+            ours |= {f"{prefix}_TLS__{k}": str(self.certs / "services" / service / f) for k, f in files.items()}
         if self._database and service in WITH_DATABASE and self._database != OWN_POSTGRES:
             ours[f"{prefix}_DATABASE_URL"] = self._database
         return Part(service, name, ["-m", f"services.{service}.main"], ours)

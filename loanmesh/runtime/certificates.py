@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 EXPIRY_WARNING_SHARE = 0.25
@@ -65,6 +65,20 @@ class Material:
         if not self.expires_at or not self.valid_from:
             return False
         return self.expires_at - now < (self.expires_at - self.valid_from) * EXPIRY_WARNING_SHARE
+
+    def is_believed(self) -> bool:
+        """Whether one of our own CAs signed the certificate, or the last of those that stand behind it."""
+        last = x509.load_pem_x509_certificates(self.certificate_pem)[-1]
+        return any(is_signed_by(last, one) for one in x509.load_pem_x509_certificates(self.ca_pem))
+
+
+def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether the CA's key made the signature."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def read(files: Files) -> Material:
