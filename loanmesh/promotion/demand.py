@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from loanmesh.promotion.file import Promotion
 from loanmesh.promotion.waiting import PRIORITIES, Waiting, percentiles
 
-SLICES = 4000
+SLICES = 2000
 """Into how many pieces a promotion is cut to look at its backlog."""
 AFTER_S_MAX = 24 * 3600.0
 """How long after the end a backlog is followed, seconds."""
+AFTER_SLICE_S = 0.5
+"""Pieces of the time after the end are at least so long: a day of the pieces of a short promotion would be too many."""
 PRECISION = 2e-3
 """How near a rate is found, as a share of it."""
 Rate = Callable[[float], float]
@@ -76,14 +78,18 @@ def wait_s(promotion: Promotion, scale: float, decides_a_second: float) -> float
     ]
     waiting = Waiting()
     waits: list[tuple[float, float]] = []
-    for number in range(SLICES + int(AFTER_S_MAX / slice_s)):
-        at_s = (number + 0.5) * slice_s
+    starts_s = 0.0
+    while starts_s < length_s + AFTER_S_MAX:
+        at_s = starts_s + slice_s / 2
         for priority, rate in rates:
             waiting.add(priority, at_s, rate(at_s) * slice_s)
         taken = waiting.take(decides_a_second * slice_s)
         waits += [(at_s - came_at, count) for came_at, count in taken if came_at < length_s]
-        if number >= SLICES and waiting.oldest_at_s(at_s) >= length_s:
-            return percentiles(waits)["p99"]
+        starts_s += slice_s
+        if starts_s >= length_s:
+            if waiting.oldest_at_s(starts_s) >= length_s:
+                return percentiles(waits)["p99"]
+            slice_s = max(slice_s, AFTER_SLICE_S)
     return math.inf
 
 

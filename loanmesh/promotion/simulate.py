@@ -187,17 +187,14 @@ class _Day:
             for (priority, _), count in zip(self.rates, came, strict=True):
                 if count:
                     self.door.append([at_s, float(count), priority])
-            self._accept(sum(came))
+            self._accept()
             self._decide()
             self._note(sum(came))
             if at_s >= length_s and (self._idle or at_s > length_s + AFTER_S_MAX):
                 return
             yield self.env.timeout(step_s)
 
-    def _accept(self, came: float) -> None:
-        self.lately.append((self.at_s, came))
-        while self.lately[0][0] <= self.at_s - ARRIVALS_WINDOW_S:
-            self.lately.popleft()
+    def _accept(self) -> None:
         room = whole = self.pods["intake"].serving * self.speeds["intake"] * self.step_s
         while room > 1e-9 and self.door:
             first = self.door[0]
@@ -209,6 +206,10 @@ class _Day:
             if first[1] <= 1e-9:
                 self.door.popleft()
         self._use("intake", whole - room)
+        # The scaler counts what is stored: who stands at the door is not seen.
+        self.lately.append((self.at_s, whole - room))
+        while self.lately[0][0] <= self.at_s - ARRIVALS_WINDOW_S:
+            self.lately.popleft()
 
     def _decide(self) -> None:
         room = min(self.pods[name].serving * self.speeds[name] for name in STAGES) * self.step_s
