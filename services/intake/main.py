@@ -169,6 +169,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         admission,
         current_traceparent,
         Reception(vitals, telemetry.recorder(measures.ACKNOWLEDGEMENT)),
+        settings.work.watches_max,
     )
     scaler = Scaler(estimate, store.arrived, settings.scaler, clock)
     scaler_servicer = ScalerServicer(scaler, clock, settings.scaler.streams_max)

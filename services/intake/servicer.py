@@ -39,6 +39,7 @@ from services.intake.ports import Awaiting, Decided, Parked, Records
 from services.intake.reception import Reception
 from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
+from services.intake.watchers import Watchers
 from services.intake.worker import Worker
 
 QUEUE_HEADER = "loanmesh-queue-ms"
@@ -72,6 +73,7 @@ class IntakeServicer(IntakeServiceServicer):
         admission: Admission,
         traceparent: Callable[[], str] = str,
         reception: Reception | None = None,
+        watches_max: int = 1000,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -85,6 +87,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._admission = admission
         self._traceparent = traceparent
         self._reception = reception or Reception(Vitals(), lambda *_: None)
+        self._watchers = Watchers(watches_max)
         self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
         self._aside_max = max(1, accepts_waiting_max // BATCH_ITEMS_MAX)
         self._accepts: Batcher[New, Stored] = Batcher(
@@ -280,8 +283,10 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.WatchApplicationRequest, context: _Context
     ) -> AsyncIterator[pb.WatchApplicationResponse]:
         """Each change until the end."""
-        async for snapshot in self._changes(*_split(request.name)):
-            yield pb.WatchApplicationResponse(application=await self._to_proto(snapshot))
+        client, _ = self._admission.arrived(context.invocation_metadata() or ())
+        with self._watchers.watching(client):
+            async for snapshot in self._changes(*_split(request.name)):
+                yield pb.WatchApplicationResponse(application=await self._to_proto(snapshot))
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: _Context) -> pb.ListEventsResponse:
         """A page of history, with the chain checked from its first event."""
