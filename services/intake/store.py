@@ -27,12 +27,13 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now} + ?, ?, {now}, 1, 1, 'PENDING'
 ON CONFLICT (lender, client_id, request_id) DO NOTHING RETURNING id, not_before"""
 _FIND = "SELECT id, payload_hash FROM application WHERE lender = ? AND client_id = ? AND request_id = ?"
 _CLAIM = """
-UPDATE application SET owner = ?, fence = fence + 1, attempts = attempts + 1, lease_until = {now} + ?
+UPDATE application SET owner = ?, fence = fence + 1, attempts = attempts + 1, lease_until = {now} + ?,
+  lost_lease = COALESCE(owner || '@' || CAST(lease_until AS TEXT), '')
 WHERE id IN (SELECT id FROM application
   WHERE state = 'PENDING' AND not_before <= {now} AND (owner IS NULL OR lease_until < {now})
   ORDER BY {order} LIMIT ? {skip_locked})
 RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at, priority,
-  not_before, traceparent, faults, original IS NOT NULL"""
+  not_before, traceparent, faults, original IS NOT NULL, lost_lease"""
 _CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
 _CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
 _RENEW = """
