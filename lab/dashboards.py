@@ -256,7 +256,7 @@ DASHBOARDS = (
                 Panel(
                     "Set aside",
                     "short",
-                    [("max(loanmesh_applications_parked)", "parked")],
+                    [("max(loanmesh_parked)", "parked")],
                     "Broke a stage at each attempt; a person looks at them: loanmesh parked.",
                     bad_from=1,
                 ),
