@@ -112,7 +112,9 @@ LOCAL: list[tuple[str, str, Change]] = [
     # --- Agreement with the code
     ("Deployment intake: spec.template.spec.env INTAKE_WORK__DECIDE: is no setting of intake", "misspelt setting", lambda d: d.env("intake", "INTAKE_WORK__DECIDES").update(name="INTAKE_WORK__DECIDE")),
     ("Deployment intake: spec.template.spec.env INTAKE_SERVER__LEAVE_S: is 'soon'; allowed:", "value that is none", lambda d: d.env("intake", "INTAKE_SERVER__LEAVE_S").update(value="soon")),
-    ("Deployment bureau: spec.template.spec.env BUREAU_SUBJECT_KEY: is a secret and must come from a Secret", "secret in the open", lambda d: (d.env("bureau", "BUREAU_SUBJECT_KEY").pop("valueFrom"), d.env("bureau", "BUREAU_SUBJECT_KEY").update(value="oops"))),
+    ("Deployment bureau: spec.template.spec.env BUREAU_DATABASE_URL: is a secret and must come from a Secret", "secret in the open", lambda d: (d.env("bureau", "BUREAU_DATABASE_URL").pop("valueFrom"), d.env("bureau", "BUREAU_DATABASE_URL").update(value="postgresql://u:p@postgres/bureau"))),
+    ("Deployment bureau: spec.template.spec.env BUREAU_TLS__KEY_FILE: is /etc/bureau.key, which is in no volume", "file of no volume", lambda d: d.env("bureau", "BUREAU_TLS__KEY_FILE").update(value="/etc/bureau.key")),
+    ("Deployment bureau: spec.template.spec.containers[0].volumeMounts: tls is no volume of the pod", "mount of no volume", lambda d: d.pod("bureau").update(volumes=[v for v in d.pod("bureau")["volumes"] if v["name"] != "tls"])),
     ("Deployment intake: spec.template.spec.containers[0].args: must hold no address with a password", "password as an argument", lambda d: d.container("intake").update(command=["loanmesh", "--db=postgresql://u:p@db/x"])),
     ("Deployment scoring: spec.template.spec.containers[0].ports grpc: is 7403, but SCORING_SERVER__LISTEN is '0.0.0.0:7413'", "listens elsewhere", lambda d: d.env("scoring", "SCORING_SERVER__LISTEN").update(value="0.0.0.0:7413")),
     ("Deployment scoring: spec.template.spec.env SCORING_SERVER__LISTEN: is '127.0.0.1:7403': nobody outside", "listens on loopback", lambda d: d.env("scoring", "SCORING_SERVER__LISTEN").update(value="127.0.0.1:7403")),
