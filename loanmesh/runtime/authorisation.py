@@ -18,7 +18,7 @@ from loanmesh.runtime.setting_rules import WrongSetting
 SECTIONS = ("roles", "methods", "lenders")
 ANYBODY = "*"
 """The pattern that needs no proof of who calls."""
-_OF_LENDERS = "lending.intake."
+_OF_LENDERS = "lending.intake.v1.IntakeService/"
 """Methods whose requests are each about one lender, in `parent` or `name`; one that is about none is refused."""
 SHIPPED = "loanmesh/runtime/access.yaml"
 

@@ -22,6 +22,8 @@ class Batcher(Generic[I, O]):
     max_items  largest batch.
     max_waiting  most items that wait; beyond, `submit` raises Overloaded at once.
     in_flight  batches under way at the same time.
+    apart_s    least time from one batch to the next, seconds, where the first was one of several or others are `busy`:
+               else calls that trickle in while a commit takes a moment would make batches of two, a commit each.
     clock      tells how long the oldest has waited: the signal of overload.
     """
 
@@ -33,12 +35,17 @@ class Batcher(Generic[I, O]):
         max_waiting: int,
         clock: Clock,
         in_flight: int = 1,
+        apart_s: float = 0.0,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._run = run
         self._max_items = max_items
         self._max_waiting = max_waiting
         self._free = in_flight
         self._clock = clock
+        self._apart_s = apart_s
+        self._busy = busy
+        self._next_at = float("-inf")
         self._waiting: deque[tuple[I, asyncio.Future[O]]] = deque()
         self._arrived: OrderedDict[asyncio.Future[O], float] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -66,7 +73,11 @@ class Batcher(Generic[I, O]):
         await asyncio.sleep(0)  # noqa: TID251  Lets the callers of this turn of the loop join; takes no time.
         try:
             while self._waiting:
+                if (wait_s := self._next_at - self._clock.monotonic()) > 0:
+                    await self._clock.sleep(wait_s)
                 batch = [self._waiting.popleft() for _ in range(min(self._max_items, len(self._waiting)))]
+                if len(batch) > 1 or self._busy():
+                    self._next_at = self._clock.monotonic() + self._apart_s
                 await self._run_one(batch)
         finally:
             self._free += 1

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import re
 import sqlite3
-import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import asyncpg
@@ -73,31 +73,38 @@ async def open_database(url: str) -> Database:
     raise ValueError("database url must start with sqlite:/// or postgresql://")
 
 
-# --- SQLite: one writer thread that commits whatever waits (group commit), short reads inline. ---
+# --- SQLite: statements on the event loop, their COMMIT in a thread; whoever waits meanwhile is in the next one. ---
 
 _SQLITE_WORDS = {"{now}": "((julianday('now') - 2440587.5) * 86400.0)", "{skip_locked}": "", "{for_update}": ""}
 _Job = tuple[Callable[[], Script[Any]], "asyncio.Future[Any]"]
 _GROUP_MAX = 256
+_ROWS_AT_ONCE = 64
+"""Rows written before the loop gets its turn: one to two milliseconds."""
 BUSY_S = 10.0
 """How long a writer waits for other processes on the same file, seconds. Beyond, the callers are told to come again."""
 
 
 class SqliteDatabase:
-    """WAL, synchronous=FULL: what was committed survives a power cut."""
+    """WAL, synchronous=FULL: what was committed survives a power cut.
+
+    A statement costs microseconds, and in a thread as many switches between it and the loop as it has rows, since each
+    step of SQLite lets go of the interpreter. So only what waits for the disk or for other processes is in the thread.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: deque[_Job] = deque()
         self._loop = asyncio.get_running_loop()
-        self._reader = self._connect()
+        self._reader = self._connect(BUSY_S)
         self._reader.execute("PRAGMA query_only=ON")
+        self._writer: sqlite3.Connection | None = None
         self._scanner = ThreadPoolExecutor(1, thread_name_prefix="sqlite-scan")
-        self._thread = threading.Thread(target=self._write_forever, name="sqlite-writer", daemon=True)
-        self._thread.start()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="sqlite-disk")
+        self._writing: asyncio.Task[None] | None = None
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    def _connect(self, busy_s: float) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=busy_s, isolation_level=None, check_same_thread=False)
         _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         return connection
@@ -105,7 +112,10 @@ class SqliteDatabase:
     async def run(self, script: Callable[[], Script[T]]) -> T:
         """Queue the script for the writer; returns after the COMMIT that carries it."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put((script, future))
+        self._jobs.append((script, future))
+        if self._writing is None:
+            # In a context of its own: it goes on for others when the caller is gone.
+            self._writing = self._loop.create_task(self._write(), context=contextvars.Context())
         return await future
 
     async def read(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
@@ -128,73 +138,93 @@ class SqliteDatabase:
             raise DependencyDown(f"the database cannot be read: {error}") from error
 
     async def close(self) -> None:
-        """Commit what waits, then stop the writer."""
-        self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join)
-        await asyncio.to_thread(self._scanner.shutdown)
-        self._reader.close()
+        """Commit what waits, then close."""
+        if self._writing:
+            await self._writing
+        for executor in (self._disk, self._scanner):
+            await asyncio.to_thread(executor.shutdown)
+        for connection in (self._writer, self._reader):
+            if connection:
+                connection.close()
 
-    def _write_forever(self) -> None:
-        connection: sqlite3.Connection | None = None
-        going = True
-        while going:
-            batch: list[_Job] = []
-            job = self._jobs.get()
-            while job is not None:
-                batch.append(job)
-                if self._jobs.empty() or len(batch) >= _GROUP_MAX:
-                    break
-                job = self._jobs.get()
-            going = job is not None
-            if not batch:
-                continue
-            try:
-                connection = connection or self._connect()
-                answers = self._commit(connection, batch)
-            except sqlite3.Error as error:
-                # Not even a rollback: this connection is lost, and the thread must not be lost with it.
-                connection = None
-                down = DependencyDown(f"the database cannot be written: {error}")
-                answers = [(future, down) for _, future in batch]
-            self._answer(answers)
-        if connection:
-            connection.close()
-
-    def _commit(self, connection: sqlite3.Connection, batch: list[_Job]) -> list[tuple[asyncio.Future[Any], Any]]:
-        answers: list[tuple[asyncio.Future[Any], Any]] = []
+    async def _write(self) -> None:
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            for script, future in batch:
-                # One bad script must not take its neighbours' changes with it.
-                connection.execute("SAVEPOINT script")
+            while self._jobs:
+                group = [self._jobs.popleft() for _ in range(min(_GROUP_MAX, len(self._jobs)))]
                 try:
-                    answers.append(
-                        (future, drive(script(), lambda s: sqlite_execute(connection, _sqlite_text(s.sql), s.rows)))
-                    )
+                    answers = await self._commit(group)
+                except sqlite3.Error as error:
+                    # Not even a rollback: this connection is lost, and those who wait must not be lost with it.
+                    self._writer = None
+                    answers = _all(group, error)
+                for future, value in answers:
+                    if not future.done():
+                        if isinstance(value, Exception):
+                            future.set_exception(value)
+                        else:
+                            future.set_result(value)
+        finally:
+            self._writing = None
+
+    async def _commit(self, group: list[_Job]) -> list[_Answer]:
+        if self._writer is None:
+            self._writer = await self._on_disk(self._connect, 0.0)
+        writer = self._writer
+        answers: list[_Answer] = []
+        try:
+            await self._begin(writer)
+            for script, future in group:
+                # One bad script must not take its neighbours' changes with it.
+                writer.execute("SAVEPOINT script")
+                try:
+                    answers.append((future, await _drive(script(), lambda s: self._execute(writer, s))))
                 except sqlite3.OperationalError:
                     raise
                 except Exception as error:  # noqa: BLE001  Handed to the caller who waits for it.
-                    connection.execute("ROLLBACK TO script")
+                    writer.execute("ROLLBACK TO script")
                     answers.append((future, error))
-                connection.execute("RELEASE script")
-            connection.execute("COMMIT")
+                writer.execute("RELEASE script")
+            await self._on_disk(writer.execute, "COMMIT")
         except sqlite3.Error as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            down = DependencyDown(f"the database cannot be written: {error}")
-            return [(future, down) for _, future in batch]
+            if writer.in_transaction:
+                writer.execute("ROLLBACK")
+            return _all(group, error)
         return answers
 
-    def _answer(self, answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
-        def set_all() -> None:
-            for future, value in answers:
-                if not future.done():
-                    if isinstance(value, Exception):
-                        future.set_exception(value)
-                    else:
-                        future.set_result(value)
+    async def _begin(self, writer: sqlite3.Connection) -> None:
+        """Take the file's write lock: at once, or in the thread where another process has it."""
+        try:
+            writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            await self._on_disk(self._begin_when_free, writer)
 
-        self._loop.call_soon_threadsafe(set_all)
+    def _begin_when_free(self, writer: sqlite3.Connection) -> None:
+        writer.execute(f"PRAGMA busy_timeout={BUSY_S * 1000:.0f}")
+        try:
+            writer.execute("BEGIN IMMEDIATE")
+        finally:
+            writer.execute("PRAGMA busy_timeout=0")
+
+    async def _execute(self, writer: sqlite3.Connection, statement: Statement) -> list[Row]:
+        sql, rows = _sqlite_text(statement.sql), statement.rows
+        if len(rows) <= _ROWS_AT_ONCE:
+            return sqlite_execute(writer, sql, rows)
+        found: list[Row] = []
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            found += sqlite_execute(writer, sql, rows[start : start + _ROWS_AT_ONCE])
+            await asyncio.sleep(0)  # noqa: TID251  Others get their turn; takes no time.
+        return found
+
+    async def _on_disk(self, work: Callable[..., T], *args: object) -> T:
+        return await self._loop.run_in_executor(self._disk, work, *args)
+
+
+_Answer = tuple["asyncio.Future[Any]", Any]
+
+
+def _all(group: Sequence[_Job], error: sqlite3.Error) -> list[_Answer]:
+    down = DependencyDown(f"the database cannot be written: {error}")
+    return [(future, down) for _, future in group]
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -208,11 +238,21 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def drive(script: Script[T], execute: Callable[[Statement], list[Row]]) -> T:
-    """Run a script to its end with `execute` for each statement it yields."""
+    """Run a script to its end with `execute` for each statement it yields, where nothing has to be awaited."""
     try:
         statement = next(script)
         while True:
             statement = script.send(execute(statement))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def _drive(script: Script[T], execute: Callable[[Statement], Awaitable[list[Row]]]) -> T:
+    try:
+        statement = next(script)
+        while True:
+            statement = script.send(await execute(statement))
     except StopIteration as end:
         result: T = end.value
         return result
@@ -278,22 +318,13 @@ class PostgresDatabase:
             for run in itertools.count(1):
                 try:
                     async with connection.transaction():
-                        return await self._drive(connection, script())
+                        return await _drive(script(), lambda s: _postgres_execute(connection, s))
                 except _AT_ONCE:
                     if run == _RUNS_MAX:
                         raise
             raise AssertionError("the last run returns or raises")
 
         return await self._with_connection("written", use)
-
-    async def _drive(self, connection: Any, script: Script[T]) -> T:
-        try:
-            statement = next(script)
-            while True:
-                statement = script.send(await _postgres_execute(connection, statement))
-        except StopIteration as end:
-            result: T = end.value
-            return result
 
     async def read(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
         """Read committed rows."""

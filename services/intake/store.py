@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import Database, Row, Script, Statement
 from loanmesh.runtime.errors import InvalidRequest, NotFound, RequestIdConflict
-from services.intake.application import Claim, Happening, New, Snapshot, State, Stored, chain
+from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored, chain
 from services.intake.held import AGED_SHARE
-from services.intake.ports import Awaiting, Decided, Deferred, Result
+from services.intake.ports import Awaiting, Decided, Deferred, Parked, Result
 
 _INSERT = """
 INSERT INTO application (id, lender, client_id, request_id, payload, payload_hash, priority, channel, created_at,
@@ -32,7 +32,7 @@ WHERE id IN (SELECT id FROM application
   WHERE state = 'PENDING' AND not_before <= {now} AND (owner IS NULL OR lease_until < {now})
   ORDER BY {order} LIMIT ? {skip_locked})
 RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at, priority,
-  not_before, traceparent"""
+  not_before, traceparent, faults, original IS NOT NULL"""
 _CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
 _CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
 _RENEW = """
@@ -50,8 +50,12 @@ UPDATE application SET state = 'AWAITING_INFORMATION', missing = ?, due_at = ?, 
 WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
 _DEFER = """
 UPDATE application SET owner = NULL, lease_until = NULL, waiting_for = ?,
-  not_before = CASE WHEN ? = 1 THEN not_before ELSE {now} + ? END,
+  not_before = CASE WHEN ? = 1 THEN not_before ELSE {now} + ? END, faults = faults + ?,
   revision = revision + ?, event_hash = ?, updated_at = ?
+WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
+_PARK = """
+UPDATE application SET state = 'PARKED', due_at = ?, owner = NULL, lease_until = NULL, waiting_for = '["parked"]',
+  faults = faults + 1, revision = revision + 1, event_hash = ?, updated_at = ?
 WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
 _INSERT_EVENT = "INSERT INTO event (application_id, seq, kind, at, actor, details, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _INSERT_DECISION = """
@@ -72,20 +76,40 @@ WHERE due_at IS NOT NULL AND due_at < {now} AND state IN ('AWAITING_INFORMATION'
 _BACKLOG = """
 SELECT priority, CAST(not_before AS BIGINT), count(*), count(DISTINCT owner) FROM application
 WHERE state = 'PENDING' AND not_before <= {now} GROUP BY 1, 2 ORDER BY 1, 2"""
+_ARRIVED = "SELECT count(*) FROM (SELECT 1 FROM application WHERE id >= ? LIMIT ?) AS came"
+# What an applicant has supplied has no place in the queue (0) until it is looked at: it waits since it was changed.
+_STANDING = """
+SELECT
+  MAX(CASE WHEN not_before > {now} THEN 0 WHEN not_before > 0 THEN {now} - not_before ELSE {now} - updated_at END),
+  MAX(CASE WHEN original IS NULL THEN {now} - created_at ELSE 0 END),
+  COUNT(CASE WHEN lease_until < {now} - ? AND not_before < {now} - ? THEN 1 END)
+FROM application WHERE state = 'PENDING'"""
 _EVENTS = """
 SELECT seq, kind, at, actor, details, hash FROM event WHERE application_id = ? AND seq > ? ORDER BY seq LIMIT ?"""
 
+# The newest event of what is parked tells why: whatever else happened to it would have ended its parking.
+_PARKED = """
+SELECT a.lender, a.id, a.updated_at, a.due_at, e.details FROM application a
+JOIN event e ON e.application_id = a.id AND e.seq = a.revision
+WHERE a.state = 'PARKED' AND (a.updated_at, a.id) > (?, ?) ORDER BY a.updated_at, a.id LIMIT ?"""
+
+_SHOWN_STATE = "CASE a.state WHEN 'PARKED' THEN 'PENDING' ELSE a.state END"
 _FILTERS = {
-    "state": "a.state", "outcome": "a.outcome", "grade": "a.grade", "channel": "a.channel",
+    "state": _SHOWN_STATE, "outcome": "a.outcome", "grade": "a.grade", "channel": "a.channel",
     "create_time": "a.created_at",
 }  # fmt: skip
 _WORDS = {
-    "state": [state.value for state in State],
+    "state": [state.value for state in State if state.shown is state],
     "outcome": ["APPROVED", "COUNTER_OFFER", "DECLINED"],
     "grade": ["A", "B", "C", "D", "E"],
 }
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
+_OVER = (State.WITHDRAWN.value, State.EXPIRED.value)
+_WAITS_FOR_NOTHING: dict[str, object] = {"missing": "[]", "waiting_for": "[]"}
 INLINE_MAX = 200
 """Rows that may be read while the loop waits: a fraction of a millisecond."""
+PARKED_ROWS = 500
+"""Parked applications that are read at once."""
 PARAMETERS_MAX = 5000
 """Parameters of one statement; both databases allow about six times as many."""
 
@@ -184,7 +208,8 @@ class Store:
             decided = yield from self._decide([r for r in results if isinstance(r, Decided)])
             deferred = yield from self._defer([r for r in results if isinstance(r, Deferred)])
             awaiting = yield from self._await([r for r in results if isinstance(r, Awaiting)])
-            return decided | deferred | awaiting
+            parked = yield from self._park([r for r in results if isinstance(r, Parked)])
+            return decided | deferred | awaiting | parked
 
         return await self._database.run(script)
 
@@ -246,12 +271,47 @@ class Store:
         for r in results:
             event = events.get(r.claim.id)
             rows.append(
-                (json.dumps(r.waiting_for), 1 if r.overloaded else 0, r.retry_s, 1 if event else 0,
-                 event.hash if event else r.claim.event_hash, r.at, r.claim.id, r.claim.fence, r.claim.revision)
+                (json.dumps(r.waiting_for), 1 if r.overloaded else 0, r.retry_s,
+                 1 if r.broke else 0, 1 if event else 0, event.hash if event else r.claim.event_hash, r.at,
+                 r.claim.id, r.claim.fence, r.claim.revision)
             )  # fmt: skip
         ours = {row[0] for row in (yield Statement(_DEFER, rows))}
         yield from _record(events, ours)
         return ours
+
+    def _park(self, results: Sequence[Parked]) -> Script[set[str]]:
+        if not results:
+            return set()
+        events = {
+            r.claim.id: self._next(r.claim, "parked", r.at, {
+                "cause": r.broken.cause, "stage": r.stage, "error_type": r.broken.error_type,
+                "faults": str(r.claim.faults + 1), "trace_id": r.claim.trace_id,
+            })
+            for r in results
+        }  # fmt: skip
+        rows = [(r.due_at, events[r.claim.id].hash, r.at, r.claim.id, r.claim.fence, r.claim.revision) for r in results]
+        ours = {row[0] for row in (yield Statement(_PARK, rows))}
+        yield from _record(events, ours)
+        return ours
+
+    async def parked(self, page_size: int, page_token: str, cause: str) -> tuple[list[ParkedView], str]:
+        """A page of what is parked, longest first, and the token for the next ('' at the end).
+
+        cause  only those of this cause; '': all. Raises InvalidRequest for a token that is not ours.
+        """
+        tag = f"parked|{cause}"
+        after: tuple[float, str] = _open_token(page_token, tag) if page_token else (float("-inf"), "")
+        found: list[ParkedView] = []
+        while len(found) <= page_size:
+            rows = await self._database.scan(_PARKED, (*after, PARKED_ROWS))
+            views = [ParkedView(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
+            found += [view for view in views if cause in ("", view.details.get("cause"))]
+            if len(rows) < PARKED_ROWS:
+                break
+            after = (rows[-1][2], rows[-1][1])
+        page = found[:page_size]
+        token = _make_token(page[-1].parked_at, page[-1].id, tag) if len(found) > page_size else ""
+        return page, token
 
     async def change(
         self,
@@ -289,8 +349,6 @@ class Store:
             if "payload" in columns and original is None:
                 # A repeated submit is compared with what was submitted, not with what was supplied since.
                 columns["original"] = payload
-            if columns.get("state") in (State.WITHDRAWN.value, State.EXPIRED.value):
-                columns |= {"missing": "[]", "waiting_for": "[]"}
             yield from self._update(application_id, revision, before, columns, kind, at, details)
             used_for = json.dumps({"kind": kind, **said}, sort_keys=True)
             yield Statement(_INSERT_REQUEST, [(application_id, request_id, used_for)])
@@ -309,6 +367,8 @@ class Store:
     ) -> Script[None]:
         event = Happening(revision + 1, kind, at, self._owner, details)
         hash_ = chain(before, application_id, event)
+        if columns.get("state") in _OVER:
+            columns = columns | _WAITS_FOR_NOTHING
         names = ", ".join(f"{name} = ?" for name in columns)
         yield Statement(
             f"UPDATE application SET {names}, owner = NULL, lease_until = NULL, revision = revision + 1,"
@@ -324,9 +384,7 @@ class Store:
         def script() -> Script[int]:
             rows = yield Statement(_OVERDUE)
             for application_id, revision, before, state in rows:
-                columns: dict[str, object] = {
-                    "state": State.EXPIRED.value, "due_at": None, "missing": "[]", "waiting_for": "[]"
-                }  # fmt: skip
+                columns: dict[str, object] = {"state": State.EXPIRED.value, "due_at": None}
                 yield from self._update(application_id, revision, before, columns, "expired", at, {"from": state})
             return len(rows)
 
@@ -411,6 +469,24 @@ class Store:
         Rows of (priority, second in which they came, how many, by how many replicas they are held).
         """
         return [(row[0], row[1], row[2], row[3]) for row in await self._database.scan(_BACKLOG)]
+
+    async def arrived(self, since: float, at_most: int) -> int:
+        """How many were accepted since then, seconds since 1970, counting no further than `at_most`.
+
+        A range of the primary key: ids begin with the time at which they were made.
+        """
+        milliseconds = f"{int(since * 1000):012x}"
+        first = f"{milliseconds[:8]}-{milliseconds[8:]}-"
+        rows = await self._database.scan(_ARRIVED, (first, at_most))
+        return int(rows[0][0])
+
+    async def standing(self, grace_s: float) -> tuple[float, float, int]:
+        """How long the first in line waits for its turn, seconds; how long ago the oldest that waits for us alone was
+        acknowledged, seconds; how many are due and without an owner since their lease ended, both for `grace_s`.
+        """
+        ((backlog_s, pending_s, unowned),) = await self._database.scan(_STANDING, (grace_s, grace_s))
+        # The clock of whoever stored it may be ahead of the database's.
+        return max(0.0, backlog_s or 0.0), max(0.0, pending_s or 0.0), unowned
 
     def _next(self, claim: Claim, kind: str, at: float, details: dict[str, str]) -> Happening:
         event = Happening(claim.revision + 1, kind, at, self._owner, details)
@@ -503,7 +579,7 @@ def _record(events: dict[str, Happening], ours: set[str]) -> Script[None]:
 
 
 def _event_row(application_id: str, event: Happening, hash_: str) -> Row:
-    details = json.dumps(event.details, ensure_ascii=False)
+    details = _as_json(event.details)
     return (application_id, event.seq, event.kind, event.at, event.actor, details, hash_)
 
 

@@ -52,6 +52,23 @@ async def test_what_arrives_meanwhile_becomes_the_next_batch() -> None:
     ]
 
 
+async def test_who_comes_alone_waits_for_nothing_and_who_follows_several_is_gathered() -> None:
+    clock = FakeClock()  # Sleeping moves it on at once: its time is the time waited.
+
+    async def run(batch: Sequence[int]) -> Sequence[int | LoanmeshError]:
+        return list(batch)
+
+    batcher: Batcher[int, int] = Batcher(run, max_items=9, max_waiting=9, clock=clock, apart_s=1.0)
+    for alone in range(3):
+        await batcher.submit(alone)
+    await asyncio.gather(batcher.submit(3), batcher.submit(4))
+    assert clock.monotonic() == 0.0
+    await batcher.submit(5)
+    assert clock.monotonic() == 1.0
+    await batcher.submit(6)
+    assert clock.monotonic() == 1.0
+
+
 def test_a_wrong_setting_stops_the_start_with_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

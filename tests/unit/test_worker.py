@@ -14,7 +14,7 @@ from loanmesh.runtime.errors import DependencyDown
 from services.intake.application import Claim
 from services.intake.held import Held
 from services.intake.ports import Deferred, Result
-from services.intake.worker import Worker
+from services.intake.worker import GATHER_S, Worker
 
 INTERACTIVE, PARTNER, BULK = 1, 2, 3
 Decide = Callable[[Sequence[Claim]], Awaitable[Mapping[str, Result]]]
@@ -138,6 +138,30 @@ async def test_a_second_batch_starts_when_it_is_full_or_its_first_member_has_wai
     assert begun == [1, 4, 1]
     gate.set()
     await worker.drain()
+
+
+async def test_after_a_batch_of_several_those_who_come_back_are_gathered_for_the_next() -> None:
+    clock, sizes = FakeClock(), []
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        sizes.append(len(claims))
+        return deferred(claims)
+
+    worker = a_worker(Leases(), decide_batch, clock)
+    worker.offer(some_claims(1))
+    await turns()
+    assert sizes == [1], "who comes alone waits for nothing"
+    assert clock.monotonic() == 0.0
+    worker.offer(some_claims(2))
+    await turns()
+    worker.offer(some_claims(2))
+    await turns()
+    assert sizes == [1, 2, 2], "half of a full one need not wait"
+    assert clock.monotonic() == 0.0
+    worker.offer(some_claims(1))
+    await turns()
+    assert sizes == [1, 2, 2, 1]
+    assert clock.monotonic() >= GATHER_S
 
 
 async def test_deciding_rests_while_requests_queue_at_the_door() -> None:
@@ -284,22 +308,6 @@ def test_nothing_leaves_nothing_behind() -> None:
     for _ in range(1000):
         held.add([], 0.0)
     assert held.came_first_at() == float("inf")
-
-
-async def test_one_that_cannot_be_decided_does_not_hold_up_those_beside_it() -> None:
-    decided: list[str] = []
-
-    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
-        if any(claim.id == "2" for claim in claims):
-            raise ValueError("this one is poison")
-        decided.extend(claim.id for claim in claims)
-        return deferred(claims)
-
-    worker = a_worker(Leases(), decide_batch)
-    worker.offer(some_claims(4))
-    await turns()
-    await worker.drain()
-    assert sorted(decided) == ["0", "1", "3"]
 
 
 async def test_a_claim_that_fails_in_any_way_does_not_end_the_worker() -> None:
