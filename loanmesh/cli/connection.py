@@ -137,7 +137,7 @@ async def explained(error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
     if error.code() is not grpc.StatusCode.UNAVAILABLE:
         return error
     ours = security("operator")
-    cause = await Diagnosis("localhost", ours.files if ours else None, SystemClock()).cause(error.details() or "")
+    cause = await Diagnosis("", ours.files if ours else None, SystemClock()).cause(error.details() or "")
     return _away(f"{cause}: {WORDS[cause]}") if cause else error
 
 
