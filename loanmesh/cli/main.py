@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import certs, connection, ops, parked, promotion, serve
+from loanmesh.cli import certs, connection, ops, parked, promotion, serve, trace, why_failed
 
 app = connection.App(
     no_args_is_help=True,
@@ -109,9 +109,7 @@ def _read_application(path: Path) -> Any:
 def up(
     state: State = _default_state(),  # noqa: B008  A path, computed once a process.
     data: Annotated[Path | None, typer.Option(envvar="LOANMESH_DATA", help="Folder of the real data sets.")] = None,
-    port_base: Annotated[
-        int, typer.Option(envvar="LOANMESH_PORT_BASE", help="First of five consecutive ports.")
-    ] = 7401,
+    port_base: Annotated[int, typer.Option(envvar="LOANMESH_PORT_BASE", help="First of six consecutive ports.")] = 7401,
     replicas: Annotated[
         list[str] | None, typer.Option(help="How many of each service, e.g. intake=2,bureau=2. May be repeated.")
     ] = None,
@@ -137,8 +135,8 @@ def up(
 
     console = _say(json_)
     _check_state(console, state)
-    if not 1 <= port_base <= 65531:
-        console.print("[red]--port-base[/] must be 1 to 65531")
+    if not 1 <= port_base <= 65530:
+        console.print("[red]--port-base[/] must be 1 to 65530")
         raise typer.Exit(USAGE)
     if database and database != OWN_POSTGRES and not database.startswith(("postgresql://", "postgres://")):
         console.print(f"[red]--database[/] must be {OWN_POSTGRES} or postgresql://..., not {escape(database)!r}")
@@ -571,6 +569,8 @@ ops.register(app)
 certs.register(app)
 serve.register(app)
 promotion.register(app)
+trace.register(app)
+why_failed.register(app)
 parked.register(app)
 
 

@@ -22,7 +22,7 @@ from loanmesh.runtime.certificates import BadCertificate
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.supervised import SUPERVISED
 
-DEFAULT_PORTS = {"intake": 7401, "bureau": 7402, "scoring": 7403, "pricing": 7404, "sandbox": 7405}
+DEFAULT_PORTS = {"intake": 7401, "bureau": 7402, "scoring": 7403, "pricing": 7404, "sandbox": 7405, "sink": 7406}
 START_ORDER = ("sandbox", "bureau", "scoring", "pricing", "intake")
 SERVICES = ("intake", "bureau", "scoring", "pricing")
 """What can have replicas. The sandbox plays the outside world and stays one."""
@@ -30,6 +30,9 @@ WITH_DATABASE = ("intake", "bureau")
 REPLICAS_MAX = 12
 """Of each service: intake's and bureau's pools of four connections then fit the 97 that PostgreSQL has for us."""
 OWN_POSTGRES = "postgres"
+OWN_SINK = "up"
+"""Among the endpoints of telemetry: the sink that keeps traces here."""
+METRICS_EVERY_S = 5.0
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 15.0
 RESTART_FIRST_S = 0.2
@@ -104,6 +107,10 @@ class Mesh:
         self._scaler: asyncio.Task[None] | None = None
         self._listener: asyncio.Server | None = None
         self._postgres = self._own_postgres() if database == OWN_POSTGRES else None
+        self._sink_address = f"127.0.0.1:{ports['sink']}"
+        words = ["-m", "loanmesh.seeing.sink", "--listen", self._sink_address, "--file", str(state / "traces.db")]
+        self._sink = Part("sink", "sink", words, {})
+        self._sinking: asyncio.Task[None] | None = None
         # What always is there, so that whoever knows only one replica of each finds it.
         self.replicas: dict[str, list[Part]] = {name: [self._part(name, 0)] for name in START_ORDER}
 
@@ -129,6 +136,7 @@ class Mesh:
             "parts": {name: facts(part) for name, part in self.parts.items()},
             "replicas": {name: [facts(part) for part in parts] for name, parts in self.replicas.items()},
             "targets": {name: self.target(name) for name in SERVICES},
+            "otlp": f"http://{self._sink_address}",
             **({"certs": str(self.certs)} if self.certs else {}),
         }
 
@@ -148,6 +156,7 @@ class Mesh:
         if self._postgres:
             await self._launch(self._postgres)
             self._watch(self._postgres)
+        self._sinking = asyncio.create_task(self._start_sink())
         # One of each first, since the first of a service makes its tables; intake last, when the others are there.
         for stage in (START_ORDER[:-1], START_ORDER[-1:]):
             await self._launch_all([self.replicas[name][0] for name in stage])
@@ -155,6 +164,7 @@ class Mesh:
                 self._tell_names(name)
                 self._watch(self.replicas[name][0])
         await self.scale({name: count for name, count in self._wanted.items() if count > 1})
+        await self._sinking
         self._listener = await control.listen(self._state, self._answer)
 
     async def stop(self) -> None:
@@ -166,6 +176,9 @@ class Mesh:
             self._scaler.cancel()
             await asyncio.gather(self._scaler, return_exceptions=True)
         await self._scaling.acquire()  # Nothing new begins.
+        if self._sinking:
+            self._sinking.cancel()
+            await asyncio.gather(self._sinking, return_exceptions=True)
         keepers = [part.keeper for part in self._everything() if part.keeper]
         keepers += [self._renewing] if self._renewing else []
         for keeper in keepers:
@@ -175,9 +188,19 @@ class Mesh:
             await asyncio.gather(*(self._end(part) for name in stage for part in self.replicas[name]))
         if self._postgres:
             await self._end(self._postgres)
+        await self._end(self._sink)  # Last: the others have told it of their end.
         await self._names.stop()
         if self._lock:
             self._lock.close()
+
+    async def _start_sink(self) -> None:
+        """Keep traces. Where that cannot be, the mesh works without."""
+        try:
+            await self._launch(self._sink)
+        except CannotStart as error:
+            self._said(f"traces are not kept: {error}")
+        else:
+            self._watch(self._sink)
 
     def _certified(self, folder: Path) -> Authority:
         """With a certificate for each service, and one for a client and an operator on this machine. Raises
@@ -285,6 +308,7 @@ class Mesh:
         yield from (part for parts in self.replicas.values() for part in parts)
         if self._postgres:
             yield self._postgres
+        yield self._sink
 
     def _part(self, service: str, index: int) -> Part:
         name = service if index == 0 else f"{service}-{index + 1}"
@@ -296,6 +320,8 @@ class Mesh:
         ours = {
             f"{prefix}_SERVER__MAX_CONNECTION_AGE_S": f"{CONNECTION_AGE_S:g}",
             f"{prefix}_SERVER__LEAVE_S": f"{LEAVE_S:g}",
+            f"{prefix}_TELEMETRY__OTLP_ENDPOINT": os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", OWN_SINK),
+            f"{prefix}_TELEMETRY__METRICS_EVERY_S": f"{METRICS_EVERY_S:g}",
             f"{prefix}_TLS__MODE": "plaintext",
         }
         if service in WITH_DATABASE:
@@ -306,6 +332,10 @@ class Mesh:
             ours["BUREAU_SOURCES_URL"] = f"http://127.0.0.1:{self._ports['sandbox']}"
         # What the person set in the environment wins over what we would choose, but not over what was asked for now.
         ours |= {setting: os.environ[setting] for setting in ours if setting in os.environ}
+        endpoints = ours[f"{prefix}_TELEMETRY__OTLP_ENDPOINT"].split(",")
+        ours[f"{prefix}_TELEMETRY__OTLP_ENDPOINT"] = ",".join(
+            f"http://{self._sink_address}" if one.strip() == OWN_SINK else one for one in endpoints
+        )
         ours[f"{prefix}_SERVER__LISTEN"] = f"{_host(index)}:{port}"
         if self.certs:
             files = {"CERT_FILE": "tls.crt", "KEY_FILE": "tls.key", "CA_FILE": "ca.crt"}

@@ -105,9 +105,9 @@ def _show(
     import grpc
     from google.protobuf import json_format
 
-    from loanmesh.cli.mesh import DEFAULT_PORTS
+    from loanmesh.cli.mesh import DEFAULT_PORTS, SERVICES
 
-    asked = addresses or [f"127.0.0.1:{port}" for name, port in DEFAULT_PORTS.items() if name != "sandbox"]
+    asked = addresses or [f"127.0.0.1:{port}" for name, port in DEFAULT_PORTS.items() if name in SERVICES]
     console = Console(stderr=json_, highlight=False)
     code = 0
     for address, answer in zip(asked, asyncio.run(_ask_all(asked, ask)), strict=True):

@@ -195,6 +195,9 @@ def _run(address: str, ask: Callable[..., Coroutine[Any, Any, T] | Awaitable[T]]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         return asyncio.run(work())
+    except OSError as error:  # TLS is spoken, and it could not be asked who it is.
+        console.print(f"[red]not reachable[/]: {address}: {escape(str(error))}; is the mesh up?")
+        raise typer.Exit(UNREACHABLE) from error
     except grpc.aio.AioRpcError as error:
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             console.print(f"[red]not reachable[/]: {address}; is the mesh up? --address names another intake")
