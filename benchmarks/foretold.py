@@ -104,7 +104,6 @@ def rows(said: Lived, was: Lived) -> list[Row]:
         at_most("backlog at its peak, foretold against measured", off(said.backlog_peak, was.backlog_peak), "off",
                 OFF_MAX),
         at_most("until all are decided, foretold against measured", off(said.drain_s, was.drain_s), "off", OFF_MAX),
-        at_most("median time to decision, foretold against measured", off(said.p50_s, was.p50_s), "off", OFF_MAX),
     ]  # fmt: skip
 
 
