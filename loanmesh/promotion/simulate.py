@@ -169,7 +169,8 @@ class _Day:
 
     @property
     def at_s(self) -> float:
-        return float(self.env.now) - self.before_s
+        # Tenths add up to a little less than they should: a step too many at the height would be the price.
+        return round(float(self.env.now) - self.before_s, 6)
 
     @property
     def _idle(self) -> bool:
