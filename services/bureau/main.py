@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import hmac
 import random
 
@@ -17,6 +16,7 @@ from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.setting_rules import WrongSetting
+from loanmesh.runtime.tracing import recorder
 from loanmesh.runtime.vitals import Queue, SourceFigures, Vitals
 from services.bureau import store as stored
 from services.bureau.brownout import SERVE_CACHED, Brownout
@@ -25,6 +25,7 @@ from services.bureau.servicer import BureauServicer
 from services.bureau.settings import BureauSettings
 from services.bureau.sources import load_sources
 from services.bureau.store import AnswerStore
+from services.bureau.trail import Follower
 from services.bureau.wire import HttpWire
 
 PURGE_EVERY_S = 3600.0
@@ -57,11 +58,12 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         wire,
         store,
         clock,
-        lambda number: hmac.new(key, number.encode(), hashlib.sha256).hexdigest(),
+        lambda number: hmac.digest(key, number.encode(), "sha256").hex(),
         guards=guards,
         budget_s=settings.gather.budget_s,
         retry_s=settings.gather.retry_s,
         brownouts=brownouts,
+        follow=Follower(told, clock) if (told := recorder()) else None,
         figures=figures,
     )
     vitals = Vitals(
