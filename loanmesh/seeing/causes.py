@@ -303,7 +303,9 @@ def _deadline(spans: Sequence[Span], _: _Evidence) -> Cause | None:
 
 def _queue(spans: Sequence[Span], _: _Evidence) -> Cause | None:
     late = [
-        s for s in spans if s.service == "intake" and s.text(semconv.KEPT_FOR) in ("late", "deferred", "retried", "failed")
+        s
+        for s in spans
+        if s.service == "intake" and s.text(semconv.KEPT_FOR) in ("late", "deferred", "retried", "failed")
     ]
     if not late:
         return None
