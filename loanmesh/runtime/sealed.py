@@ -7,7 +7,6 @@ kept away from. Rotation wraps the data key anew and leaves the content alone.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 from collections.abc import Callable
@@ -102,10 +101,11 @@ class Sealer:
         return f"{key.id}:{_hash(key.secret, said)}"
 
     def is_print_of(self, fingerprint: str, said: bytes) -> bool:
-        """Whether a fingerprint, of this or an earlier key or of before there were keys, is that of `said`."""
-        key_id, _, hash_ = fingerprint.rpartition(":")
-        if not key_id:
-            return hmac.compare_digest(hash_, hashlib.sha256(said).hexdigest())
+        """Whether a fingerprint, of this or an earlier key, is that of `said`.
+
+        Raises DependencyDown while its key is not here.
+        """
+        key_id, _, hash_ = fingerprint.partition(":")
         return hmac.compare_digest(hash_, _hash(self.keys.looked_up_with(key_id).secret, said))
 
     def _wrap(self, secret: bytes, place: str) -> DataKey:

@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.degradation import StepSettings
 from loanmesh.runtime.setting_rules import DatabaseUrl, HttpUrl
-from loanmesh.runtime.settings import ServerSettings, ServiceSettings
+from loanmesh.runtime.settings import PrivacySettings, ServerSettings, ServiceSettings
 
 
 class Gather(BaseModel, frozen=True, extra="forbid"):
@@ -50,9 +50,9 @@ class BureauSettings(ServiceSettings):
     """`sqlite:///path` or `postgresql://user:password@host/name`."""
     sources_url: HttpUrl = "http://127.0.0.1:7405"
     """Where the sources are reached; each under /v1/{source}/query."""
-    subject_key: SecretStr = SecretStr("loanmesh-local-demo-key")
-    """Key of the hash under which subjects are stored, so that the cache holds no identity numbers."""
     gather: Gather = Gather()
     breaker: BreakerSettings = BreakerSettings()
     """When a source is left alone for a while; each source has its own breaker, all with these settings."""
     brownout: BrownoutSettings = BrownoutSettings()
+    privacy: PrivacySettings = PrivacySettings(keys_file="var/bureau-keys.json")
+    """Keys that the cache is sealed and looked up with."""

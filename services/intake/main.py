@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 
 import structlog
 import yaml
@@ -16,8 +17,10 @@ from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import Guard, make_guard
+from loanmesh.runtime.keys import Keys
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.opening import opening
+from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, linked_span
 from loanmesh.runtime.vitals import Queue, Vitals
@@ -29,6 +32,7 @@ from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Deferred, Result
+from services.intake.privacy import Privacy
 from services.intake.quota import Quota
 from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
@@ -65,12 +69,14 @@ def labels() -> dict[str, Label]:
 
 async def build(settings: IntakeSettings, clock: Clock) -> Service:
     """Put intake together and start its worker."""
+    keys = Keys.open("INTAKE_PRIVACY__KEYS_FILE", Path(settings.privacy.keys_file), clock)
+    privacy = Privacy(Sealer(keys), seals=settings.privacy.seal_new)
     url = settings.database_url.get_secret_value()
     with opening("INTAKE_DATABASE_URL", url):
         await asyncio.to_thread(upgrade, url, "services.intake")
         database = await open_database(url)
     owner = new_owner("intake")
-    store = Store(database, clock, owner, settings.lease.duration_s)
+    store = Store(database, clock, owner, settings.lease.duration_s, privacy)
     channels = [
         open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
     ]
@@ -138,6 +144,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     if settings.work.decides:
         worker.start()
     watch.start()
+    looking = asyncio.create_task(keys.look_forever())
 
     async def drain() -> None:
         await worker.drain()
@@ -145,6 +152,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
 
     async def close() -> None:
         await watch.stop()
+        looking.cancel()
         await asyncio.gather(*(channel.close() for channel in channels))
         await database.close()
 

@@ -167,6 +167,7 @@ class IntakeServicer(IntakeServiceServicer):
             channel=inputs.channel,
             created_at=now.timestamp(),
             traceparent=self._traceparent(),
+            numbers=tuple(party.identity.value for party in inputs.parties),
         )
 
     async def _accept(self, new: New) -> Stored:

@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.guard import BulkheadSettings
 from loanmesh.runtime.setting_rules import DatabaseUrl, Target
-from loanmesh.runtime.settings import ServerSettings, ServiceSettings
+from loanmesh.runtime.settings import PrivacySettings, ServerSettings, ServiceSettings
 
 
 class Lease(BaseModel, frozen=True, extra="forbid"):
@@ -65,6 +65,16 @@ class Downstream(BaseModel, frozen=True, extra="forbid"):
     """Batches under way are bounded by `work` already; this bounds schedules as well."""
 
 
+class IntakePrivacy(PrivacySettings, frozen=True, extra="forbid"):
+    """How applications are sealed."""
+
+    keys_file: str = "var/intake-keys.json"
+    """JSON file of keys, for its owner alone; in a cluster a mounted Secret. Re-read when it changes.
+    `loanmesh keys new FILE` makes one, `loanmesh keys rotate FILE` adds newer keys."""
+    seal_new: bool = True
+    """Whether new applications are sealed. False only while replicas of a release that cannot read them run beside."""
+
+
 class IntakeSettings(ServiceSettings):
     """INTAKE_* in the environment, `intake:` in the file."""
 
@@ -83,3 +93,4 @@ class IntakeSettings(ServiceSettings):
     due: Due = Due()
     quota: QuotaSettings = QuotaSettings()
     downstream: Downstream = Downstream()
+    privacy: IntakePrivacy = IntakePrivacy()

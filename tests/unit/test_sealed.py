@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 
 import pytest
 from hypothesis import given
@@ -110,10 +109,6 @@ def test_a_fingerprint_holds_over_a_rotation_and_tells_what_differs() -> None:
     assert not after.is_print_of(print_, b"said otherwise")
     with pytest.raises(DependencyDown):
         a_sealer().is_print_of(print_, b"said")
-
-
-def test_a_plain_hash_of_before_there_were_keys_is_understood() -> None:
-    assert a_sealer().is_print_of(hashlib.sha256(b"said").hexdigest(), b"said")
 
 
 def test_a_derived_key_needs_no_storing() -> None:
