@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from loanmesh.runtime.breaker import State
+from loanmesh.runtime.redaction import redact
 
 if TYPE_CHECKING:
     from loanmesh.runtime.settings import TelemetrySettings
@@ -46,6 +47,7 @@ def start_telemetry(service: str, owner: str, settings: TelemetrySettings) -> No
             _add_trace_id,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            redact,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
