@@ -4,10 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= $(or $(LOANMESH_DATA),../shared/data)
 
-.PHONY: help demo test unit lint format proto lock train bench rivals chaos simulate mutants firms docs clean
+.PHONY: help demo test unit lint format proto lock train bench rivals chaos simulate mutants firms docs clean manifests image kube-verify
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
 demo: $(READY) ## Watch the main job: decide, explain, lose a source, get it back
 	@$(BIN)/loanmesh demo
@@ -47,6 +47,15 @@ mutants: $(READY) ## Plant bugs and see each found by the simulator
 firms: $(READY) ## Decide the 302 real firms: make firms DATA=folder
 	@$(BIN)/loanmesh decide-firms $(DATA)
 
+manifests: $(READY) ## Check deploy/k8s without a cluster: make manifests [OVERLAY=production]
+	@$(BIN)/python -m lab.kube.check $(if $(OVERLAY),--overlay $(OVERLAY))
+
+kube-verify: $(READY) ## Try an overlay on a real cluster: make kube-verify CONTEXT=kind-loanmesh [OVERLAY=local]
+	@$(BIN)/python -m lab.kube.verify $(if $(CONTEXT),--context $(CONTEXT)) --overlay $(or $(OVERLAY),local) $(ARGS)
+
+image: $(READY) ## Build the image, start the four services from it, decide an application: make image [BASE=image]
+	@$(BIN)/python -m lab.kube.image $(if $(BASE),--base $(BASE)) $(ARGS)
+
 train: ## Train the models again: make train DATA=folder TRAIN_PYTHON=python with requirements/train.in
 	PYTHONPATH=. $(or $(TRAIN_PYTHON),python3) -m lab.training.train $(DATA)
 
@@ -57,8 +66,10 @@ proto: ## Generate the contracts' code again after editing protos/
 	@rm -f $(READY)
 	@$(MAKE) --no-print-directory $(READY)
 
-lock: ## Pin requirements/dev.in again (needs uv)
+lock: ## Pin requirements again: dev, runtime and build (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements/dev.in -o requirements/dev.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	cd benchmarks/rivals && uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header requirements.in -o requirements.txt
 
 clean: ## Remove everything that was built

@@ -17,6 +17,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).parent
 GENERATED = ROOT / "build" / "generated"
+PACKAGES = ("lending", "externalscaler", "buf")
+"""What is generated: our contracts, KEDA's, and what they import."""
 
 
 def generate(protos: Path, out: Path) -> None:
@@ -66,7 +68,7 @@ def generate(protos: Path, out: Path) -> None:
     for folder in (out, *out.rglob("*/")):
         if folder != out:
             (folder / "__init__.py").touch()
-    for package in ("lending", "buf"):
+    for package in PACKAGES:
         (out / package / "py.typed").touch()
 
 
@@ -77,5 +79,5 @@ class BuildProtos(BuildHookInterface[Any]):
         """Generate, and name the generated packages as part of the wheel."""
         generate(ROOT / "protos", GENERATED)
         key = "force_include_editable" if version == "editable" else "force_include"
-        for package in ("lending", "buf"):
+        for package in PACKAGES:
             build_data.setdefault(key, {})[str(GENERATED / package)] = package

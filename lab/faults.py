@@ -161,7 +161,13 @@ async def _joined(world: World, service: str, settings: dict[str, str]) -> Async
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", f"services.{service}.main",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        env={**os.environ, **settings, f"{service.upper()}_SERVER__LISTEN": "127.0.0.1:0", SUPERVISED: "1"},
+        env={
+            **os.environ,
+            f"{service.upper()}_TLS__MODE": "plaintext",
+            f"{service.upper()}_SERVER__LISTEN": "127.0.0.1:0",
+            **settings,
+            SUPERVISED: "1",
+        },
     )  # fmt: skip
     try:
         assert process.stdout

@@ -29,6 +29,9 @@ from lending.intake.v1 import intake_service_pb2 as pb
 SOURCES = ("central_bank", "tax", "registry", "court", "bank_flow")
 OPEN = frozenset({"PENDING", "AWAITING_INFORMATION", "IN_REVIEW"})
 FINAL = frozenset({"DECIDED", "OFFER_ACCEPTED", "WITHDRAWN", "EXPIRED"})
+PARKED = "parked"
+"""What a parked application waits for: an SRE, who owns it until it is released."""
+SRE = "sre"
 _AFTER = {"DECIDED": FINAL, "OFFER_ACCEPTED": {"OFFER_ACCEPTED"}, "WITHDRAWN": {"WITHDRAWN"}, "EXPIRED": {"EXPIRED"}}
 """Which states may follow a final one; any may follow an open one."""
 _COMPLETE = frozenset({"FRESH", "NOT_FOUND"})
@@ -146,7 +149,7 @@ class Told:
 class Standing:
     """How an application stands at the end of the run.
 
-    owner  who works on it, where that can be seen from outside; else ''.
+    owner  who works on it, where that can be seen from outside; else ''. A parked one is the SRE's.
     due_at, estimate_at  by when something must happen or is expected, seconds since 1970; None where nothing is said.
     """
 
@@ -233,7 +236,7 @@ class Recorder:
         self.add(
             Standing(
                 self._now(), application.name, application.revision, _state(application), assessment, digest,
-                application.accepted_offer_id, owner,
+                application.accepted_offer_id, SRE if PARKED in application.waiting_for else owner,
                 _seconds(application.due_time) if application.HasField("due_time") else None,
                 _seconds(application.estimate_time) if application.HasField("estimate_time") else None,
             )
@@ -494,6 +497,33 @@ def events_hold(history: History) -> list[Violation]:
     return found
 
 
+def parked_rests(history: History) -> list[Violation]:
+    """What is parked stays so until it is released or withdrawn; and who owns it by being parked tells of it.
+
+    Only what was parked is released, and a parked one has a time by which somebody looks.
+    """
+    rule = "parked_rests"
+    found = []
+    last: dict[str, Told] = {}
+    for told in _all(history, Told):
+        last[told.name] = told
+        for event, after in zip(told.events, told.events[1:], strict=False):
+            if event.kind == PARKED and after.kind not in ("released", "withdrawn", "erased"):
+                found.append(Violation(rule, told.name, f"{after.kind} while it was parked", (told,)))
+            if after.kind == "released" and event.kind != PARKED:
+                found.append(Violation(rule, told.name, f"released after {event.kind}", (told,)))
+    for end in _all(history, Standing):
+        if end.owner != SRE:
+            continue
+        if end.due_at is None:
+            found.append(Violation(rule, end.name, "parked, and nobody said by when somebody looks", (end,)))
+        known = last.get(end.name)
+        if known and known.events and known.events[-1].kind != PARKED:
+            text = f"waits for the SRE, and the newest event is {known.events[-1].kind}"
+            found.append(Violation(rule, end.name, text, (known, end)))
+    return found
+
+
 def declines_rest_on_evidence(history: History, sources: Collection[str] = SOURCES) -> list[Violation]:
     """Each decline cites an answer from every source, each in date at the moment of the decision.
 
@@ -532,6 +562,7 @@ RULES: tuple[Callable[[History], list[Violation]], ...] = (
     requests_keep_their_name,
     acceptances_add_up,
     events_hold,
+    parked_rests,
 )
 """All but `declines_rest_on_evidence`, which needs to know the sources."""
 

@@ -234,13 +234,13 @@ async def serve(arguments: argparse.Namespace) -> None:
             raise SystemExit(f"sandbox: cannot read the invoices: {error}") from error
     runner = web.AppRunner(sandbox.app(), access_log=None, shutdown_timeout=1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", arguments.port)
+    site = web.TCPSite(runner, arguments.host, arguments.port)
     try:
         await site.start()
     except OSError as error:
         raise SystemExit(f"sandbox: port {arguments.port} is in use; `loanmesh up --port-base` moves it") from error
     port = runner.addresses[0][1]
-    print(json.dumps({"ready": "sandbox", "address": f"127.0.0.1:{port}"}), flush=True)
+    print(json.dumps({"ready": "sandbox", "address": f"{arguments.host}:{port}"}), flush=True)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -252,6 +252,7 @@ async def serve(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line and serve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")
     parser.add_argument("--port", type=int, default=7405)
     parser.add_argument("--state", type=Path, required=True, help="folder for what must outlive a restart")
     parser.add_argument("--data", type=Path, help="folder of the real data sets")

@@ -29,9 +29,10 @@ from services.bureau.main import build as build_bureau
 from services.bureau.settings import BureauSettings
 from services.intake.application import Claim, inputs_of
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring
+from services.intake.parking import Parking
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Decided, Result
-from services.intake.settings import IntakeSettings
+from services.intake.settings import IntakeSettings, ParkingSettings
 from services.pricing.main import build as build_pricing
 from services.pricing.settings import PricingSettings
 from services.scoring.main import build as build_scoring
@@ -55,13 +56,16 @@ class PlainIntake:
     def __init__(self, bureau: GrpcBureau, scoring: GrpcScoring, pricing: GrpcPricing, clock: Clock) -> None:
         self._parts = bureau, scoring, pricing
         self._clock = clock
+        self._parking = Parking(ParkingSettings(), clock, random.Random())
 
     async def submit_application(
         self, request: pb.SubmitApplicationRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.SubmitApplicationResponse:
         """Decided, or UNAVAILABLE."""
         in_hand = _InHand()
-        pipeline = Pipeline(*self._parts, in_hand, self._clock, random.Random(), information_days=14)
+        pipeline = Pipeline(
+            *self._parts, in_hand, self._clock, random.Random(), 14, self._parking, lambda *_, **__: None
+        )
         payload = inputs_of(request.application).SerializeToString(deterministic=True)
         created_at = self._clock.now().timestamp()
         claim = Claim(new_uuid7(self._clock), request.parent, 1, 1, 1, 1, "", payload, "[]", created_at)

@@ -15,14 +15,17 @@ import grpc
 from google.protobuf import json_format
 from lending.intake.v1 import intake_service_pb2 as pb
 from lending.intake.v1.intake_service_pb2_grpc import IntakeServiceStub
+from lending.intake.v1.parking_service_pb2 import ReleaseApplicationsRequest
+from lending.intake.v1.parking_service_pb2_grpc import ParkingServiceStub
 from lending.type.v1.party_pb2 import Consent
 
-from lab.history import FINAL, Recorder
+from lab.history import FINAL, PARKED, Recorder
 from lab.population import Kind
 from lab.simulator.loop import EPOCH, Node, NodeClock, VirtualLoop
 from lab.simulator.network import Channel, Network, Observer
 from lab.simulator.sources import PEOPLE, population
 from loanmesh.client import CallFailed, Client, Refused, Unreachable
+from loanmesh.client.security import Bearer
 from loanmesh.client.transport import GrpcTransport
 
 LENDER = "lenders/demo"
@@ -34,9 +37,8 @@ class SimTransport(GrpcTransport):
     """The client's own transport over the simulator's network: only the channel is another."""
 
     def __init__(self, network: Network, node: Node) -> None:
-        self._channel = Channel(network, node, "intake")  # type: ignore[assignment]  # Of the simulator, by design.
-        self._calls = {}
-        self._acknowledges_early = False
+        channel: Any = Channel(network, node, "intake")
+        self._use(channel, Bearer(None), None)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Plan:
     then: str
     """`accept`, `withdraw`, `ask` for an explanation with schedules, or '' for nothing."""
     poison: bool = False
-    """Trips a bug of ours in the pipeline, whenever it is looked at: never decided, and nobody waits for it."""
+    """Trips a bug of ours in the pipeline, whenever it is looked at, until it is parked and the bug is mended."""
+    released: bool = False
+    """Whether the bug is mended within the run, and the application released."""
 
     @property
     def request_id(self) -> str:
@@ -88,6 +92,7 @@ def draw_plans(dice: random.Random, count: int, over_s: float) -> list[Plan]:
             dice.choice(["watch", "poll"]),
             dice.choice(["accept", "accept", "withdraw", "ask", ""]),
             number == poisoned,
+            number == poisoned and dice.random() < 0.5,
         )
         for number in range(count)
     ]
@@ -123,6 +128,7 @@ class Shop:
             "", client_id=name, patience_s=patience_s, clock=self._clock, dice=dice, transport=transport
         )
         self._stub = IntakeServiceStub(transport._channel)
+        self._parking = ParkingServiceStub(transport._channel)
 
     def open(self, plans: Sequence[Plan], together: bool = False) -> asyncio.Task[Any]:
         """Begin; done when all of the plans are.
@@ -167,7 +173,7 @@ class Shop:
 
     async def _follow(self, plan: Plan, name: str) -> None:
         self._observer.trace(f"{self.name} follows {plan.request_id} = {name[-12:]}")
-        if plan.poison:
+        if plan.poison and not (await self._parked(plan, name) and plan.released):
             return
         decided = await self._decided(plan, name, self._reader(plan))
         if decided.state == pb.Application.STATE_DECIDED:
@@ -194,6 +200,31 @@ class Shop:
                 consent = request.consents.add(source=missing.source, purpose=Consent.PURPOSE_CREDIT_ASSESSMENT)
                 consent.given_time.FromDatetime(EPOCH)
             self._recorder.read(reader, await self._patiently(functools.partial(self._client.supply, request)))
+
+    async def _parked(self, plan: Plan, name: str) -> bool:
+        """Whether it was parked; then, where the plan says so, as an SRE sees it: mended, and set going again."""
+        while PARKED not in (seen := await self._patiently(lambda: self._client.get(name))).waiting_for:
+            self._recorder.read(self._reader(plan), seen)
+            if seen.state != pb.Application.STATE_PENDING:
+                return False
+            await self._clock.sleep(self._dice.uniform(0.5, 3.0))
+        self._recorder.read(self._reader(plan), seen)
+        if plan.released:
+            self._observer.mend(name.rsplit("/", 1)[1])
+            request = ReleaseApplicationsRequest(
+                names=[name], request_id=f"release-{plan.number:04d}", actor="sre", reason="mended"
+            )
+            while True:
+                try:
+                    answer = await self._parking.ReleaseApplications(request, timeout=2.0)
+                except grpc.aio.AioRpcError:
+                    await self._clock.sleep(self._dice.uniform(0.2, 1.0))
+                    continue
+                for result in answer.results:
+                    if result.HasField("error"):
+                        self._observer.violate("nothing_sound_is_refused", name, f"release: {result.error.message}")
+                break
+        return True
 
     async def _watched(self, name: str, reader: str) -> pb.Application:
         # A watch may be cut: then it starts again, and may show again what it has shown.

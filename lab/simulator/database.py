@@ -49,6 +49,9 @@ CREATE TRIGGER revisions_count BEFORE UPDATE OF revision ON application
 WHEN NEW.revision NOT IN (OLD.revision, OLD.revision + 1)
 BEGIN SELECT sim_violate('revisions_count', OLD.id, 'revision ' || OLD.revision || ' became ' || NEW.revision); END;
 
+CREATE TRIGGER parked_is_left_alone BEFORE UPDATE OF fence ON application WHEN OLD.state = 'PARKED'
+BEGIN SELECT sim_violate('parked_rests', OLD.id, 'claimed while it was parked'); END;
+
 CREATE TRIGGER stored AFTER INSERT ON application BEGIN SELECT sim_stored(NEW.id, NEW.owner IS NULL); END;
 
 CREATE TRIGGER looked_at_seldom BEFORE UPDATE OF attempts ON application WHEN NEW.attempts > OLD.attempts

@@ -32,10 +32,10 @@ from loanmesh.client.transport import SUBMIT
 from loanmesh.runtime import breaker, deadline
 from loanmesh.runtime.database import Script, Statement
 from loanmesh.runtime.errors import DependencyDown, LoanmeshError, NotFound
-from services.intake import mesh, pipeline, store, worker
+from services.intake import mesh, parking, pipeline, store, worker
 from services.intake import watch as watching
 from services.intake.application import Claim, New, Snapshot, State, Stored
-from services.intake.ports import Case, Result
+from services.intake.ports import Broken, Case, Result, Unavailable
 from services.pricing import decide
 from services.pricing.evidence import evidence as evidence_of
 
@@ -283,18 +283,43 @@ def reads_from_a_cache() -> Iterator[None]:
 @contextmanager
 def one_bug_spoils_the_batch() -> Iterator[None]:
     """What fails together is tried again together, for ever."""
-    real = worker.Worker._work
+    real = pipeline.Pipeline._decide
 
-    async def work(self: worker.Worker, batch: Sequence[Claim]) -> None:
-        # Within the batch that failed, nobody else is tried.
-        if not any(claim.id in self.__dict__.setdefault("_failing", set()) for claim in batch):
-            self.__dict__["_failing"] |= {claim.id for claim in batch}
-            try:
-                await real(self, batch)
-            finally:
-                self.__dict__["_failing"] -= {claim.id for claim in batch}
+    async def decide_batch(self: pipeline.Pipeline, claims: Sequence[Claim]) -> Mapping[str, Result]:
+        return await real(self, claims, pipeline._Way())
 
-    with swapped(worker.Worker, "_work", work):
+    with swapped(pipeline.Pipeline, "decide_batch", decide_batch):
+        yield
+
+
+@contextmanager
+def poison_never_parked() -> Iterator[None]:
+    """What breaks a stage at each attempt is tried again, for ever."""
+    real = parking.Parking.broke
+
+    def broke(self: parking.Parking, application_id: str, stage: str, faults: int) -> parking.Blame:
+        blame = real(self, application_id, stage, faults)
+        return parking.Blame.UNKNOWN if blame is parking.Blame.APPLICATION else blame
+
+    with swapped(parking.Parking, "broke", broke):
+        yield
+
+
+@contextmanager
+def parked_is_claimed() -> Iterator[None]:
+    """What is parked is claimed as anything else that is open."""
+    with reworded(store, ["_CLAIM_URGENT", "_CLAIM_OLDEST"], "state = 'PENDING'", "state IN ('PENDING', 'PARKED')"):
+        yield
+
+
+@contextmanager
+def parks_whom_a_dead_source_holds_up() -> Iterator[None]:
+    """Takes whatever cannot be decided now for broken."""
+
+    def without(self: pipeline.Pipeline, case: Case, gap: Unavailable) -> Result:
+        return self._set_apart(case.claim, "gather", Broken(gap.cause, "Unavailable"))
+
+    with swapped(pipeline.Pipeline, "_without", without):
         yield
 
 
@@ -566,6 +591,9 @@ MUTANTS: Mapping[str, tuple[Plant, Sequence[str]]] = {
         (drains_without_giving_back, ["who_drains_gives_back"]),
         (owner_name_used_again, LATE),
         (one_bug_spoils_the_batch, LATE),
+        (poison_never_parked, LATE),
+        (parked_is_claimed, ["parked_rests"]),
+        (parks_whom_a_dead_source_holds_up, ["only_poison_is_parked"]),
         (replays_under_todays_clock, ["decisions_replay"]),
         (holds_whatever_comes, ["memory_is_bounded"]),
         (tells_what_was_not_committed, ["readers_agree"]),

@@ -6,13 +6,14 @@ import datetime as dt
 import functools
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from lending.bureau.v1.bureau_service_pb2_grpc import add_BureauServiceServicer_to_server
 from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_to_server
+from lending.intake.v1.parking_service_pb2_grpc import add_ParkingServiceServicer_to_server
 from lending.pricing.v1.pricing_service_pb2_grpc import add_PricingServiceServicer_to_server
 from lending.scoring.v1.scoring_service_pb2_grpc import add_ScoringServiceServicer_to_server
 from lending.type.v1.party_pb2 import Party
@@ -42,12 +43,15 @@ from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.main import batches_allowed, labels
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
+from services.intake.parking import Parking
+from services.intake.parking_servicer import ParkingServicer
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Case, Deferred, Result
 from services.intake.privacy import Privacy
 from services.intake.quota import Quota
 from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
+from services.intake.settings import ParkingSettings
 from services.intake.store import Store
 from services.intake.watch import Watch
 from services.intake.worker import Worker
@@ -62,6 +66,7 @@ RETRY = Retry.of(SERVICE_CONFIG)
 SERVICE_BREAKER = BreakerSettings(
     window=10, minimum_calls=4, failure_rate=0.7, slow_call_s=1.8, half_open_permits=2, open_s_max=3.0
 )
+PARKING = ParkingSettings(attempts_max=3, wait_s_first=0.5, wait_s_max=5.0)
 SOURCE_BREAKER = BreakerSettings(window=10, minimum_calls=4, half_open_permits=2, open_s=0.5, open_s_max=3.0)
 
 
@@ -81,6 +86,7 @@ class Sizes:
     budget_s: float = 1.0
     source_timeout_s: float = 2.5
     at_once_max: int = 8
+    parking: ParkingSettings = PARKING
     service_breaker: BreakerSettings = SERVICE_BREAKER
     breaker: BreakerSettings = SOURCE_BREAKER
 
@@ -98,6 +104,8 @@ class Surroundings:
     databases: Mapping[str, DatabaseServer]
     owners: Callable[[str], str]
     ids: Callable[[NodeClock], str]
+    mended: set[str] = field(default_factory=set)
+    """Applications on which our bug is mended: they trip it no more."""
 
 
 class Process(ABC):
@@ -167,13 +175,16 @@ class Poison(Exception):
 class Asking:
     """Stands before a port of the pipeline and counts the attempts that each question of it costs."""
 
-    def __init__(self, ask: Callable[[Sequence[Case]], Any], what: str, observer: Observer) -> None:
+    def __init__(
+        self, ask: Callable[[Sequence[Case]], Any], what: str, observer: Observer, mended: Collection[str]
+    ) -> None:
         self._ask = ask
         self._what = what
         self._observer = observer
+        self._mended = mended
 
     async def __call__(self, cases: Sequence[Case]) -> Any:
-        if self._what == "bureau" and any(case.application.channel == POISON for case in cases):
+        if self._what == "bureau" and any(self._is_poison(case) for case in cases):
             raise Poison
         attempts = [0]
         asked_for.set(attempts)
@@ -184,14 +195,17 @@ class Asking:
                 text = f"one question to {self._what} was sent {attempts[0]} times"
                 self._observer.violate("retries_have_one_layer", "", text)
 
+    def _is_poison(self, case: Case) -> bool:
+        return case.application.channel == POISON and case.claim.id not in self._mended
+
 
 class _Port:
     """Bureau, scoring and pricing as the pipeline knows them, counted."""
 
-    def __init__(self, bureau: GrpcBureau, scoring: GrpcScoring, pricing: GrpcPricing, observer: Observer) -> None:
-        self.gather = Asking(bureau.gather, "bureau", observer)
-        self.score = Asking(scoring.score, "scoring", observer)
-        self.price = Asking(pricing.price, "pricing", observer)
+    def __init__(self, bureau: GrpcBureau, scoring: GrpcScoring, pricing: GrpcPricing, around: Surroundings) -> None:
+        self.gather = Asking(bureau.gather, "bureau", around.observer, around.mended)
+        self.score = Asking(scoring.score, "scoring", around.observer, around.mended)
+        self.price = Asking(pricing.price, "pricing", around.observer, around.mended)
 
 
 RETRY = Retry.of(SERVICE_CONFIG)
@@ -238,9 +252,10 @@ class Intake(Process):
         )
         self.watch = Watch(store.revisions, clock, sizes.watch_poll_s, self._report)
         self.estimate = Estimate(store.backlog, clock)
-        port = _Port(bureau, scoring, pricing, around.observer)
+        port = _Port(bureau, scoring, pricing, around)
         arrivals = Arrivals()
-        pipeline = Pipeline(port, port, port, store, clock, around.dice, information_days=14)
+        parking = Parking(sizes.parking, clock, around.dice)
+        pipeline = Pipeline(port, port, port, store, clock, around.dice, 14, parking, self._report)
         self.worker = Held(
             store,
             pipeline.decide_batch,
@@ -271,6 +286,7 @@ class Intake(Process):
             admission=Admission(sizes.queue_s_max, arrivals, Quota(0, 1), clock),
         )
         add_IntakeServiceServicer_to_server(self.servicer, server.as_grpc)
+        add_ParkingServiceServicer_to_server(ParkingServicer(store, self.watch.changed), server.as_grpc)
         self.worker.start()
         self.watch.start()
 
@@ -289,8 +305,10 @@ class Intake(Process):
         self.watch.settled(results)
 
     def _report(self, event: str, **facts: Any) -> None:
-        self.trouble = True
         self.around.observer.trace(f"{self.name} reports {event} {facts.get('count', '')}")
+        if event == "application_parked":
+            return
+        self.trouble = True
         if isinstance(facts.get("exc_info"), Poison):
             return
         # What mends itself is a database that is away; anything else is a bug that a loop survived.
@@ -317,7 +335,7 @@ class Bureau(Process):
             breaker = Breaker(sizes.breaker, clock, around.dice, functools.partial(self._tell, name))
             guards[name] = Guard(name, "source", breaker, bulkhead, clock)
             wire.breakers[name] = breaker
-        self.cache = AnswerStore(around.databases["bureau"].connect(self.node, self.owner), sealer(clock))
+        self.cache = AnswerStore(around.databases["bureau"].connect(self.node, self.owner), clock, sealer(clock))
         self.gatherer = Gatherer(
             sources,
             wire,

@@ -33,9 +33,11 @@ from lab.simulator.loop import EPOCH_S, NodeClock, VirtualLoop
 from lab.simulator.replica import sealer
 from loanmesh.runtime.database import Row, Script, Statement
 from services.intake.application import New
+from services.intake.parking import Parking
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Case, Result
 from services.intake.privacy import Privacy
+from services.intake.settings import ParkingSettings
 from services.intake.store import Store
 from services.intake.tables import metadata
 from services.intake.worker import Worker
@@ -215,7 +217,10 @@ class Replica:
         self._room = asyncio.Event()
         self._store = Store(store, clock, f"intake-{number}", 10.0, Privacy(sealer(clock)))
         ports = Ports(self._core, clock, costs)
-        pipeline = Pipeline(ports, ports, ports, self._store, clock, random.Random(number), information_days=14)
+        parking = Parking(ParkingSettings(), clock, random.Random(number))
+        pipeline = Pipeline(
+            ports, ports, ports, self._store, clock, random.Random(number), 14, parking, lambda *_, **__: None
+        )
         self._worker = Worker(
             self._store, pipeline.decide_batch, clock, batch_max=BATCH_MAX, batches=8, held_max=HELD_MAX, lease_s=10.0,
             poll_s=0.2, settled=self._settled, report=_complain,
@@ -255,6 +260,7 @@ class _Nobody:
     def trace(self, text: str) -> None: ...
     def stored(self, application_id: str, is_free: int) -> None: ...
     def looked_at(self, application_id: str, attempts: int) -> None: ...
+    def mend(self, application_id: str) -> None: ...
 
 
 @dataclass(frozen=True)

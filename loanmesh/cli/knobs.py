@@ -12,7 +12,7 @@ from loanmesh.runtime.knobs import knobs
 from loanmesh.runtime.setting_file import SECTIONS
 from loanmesh.runtime.settings import ServiceSettings, load, prefix_of
 
-__all__ = ["SECTIONS", "Line", "in_force", "show"]
+__all__ = ["SECTIONS", "Line", "in_force", "settings_class", "show"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Line:
 
 def in_force(service: str) -> list[Line]:
     """The knobs of a service, secrets masked. Ends the process with 2 where one is wrong, as a start would."""
-    settings_class = _class(service)
-    settings, unset = load(settings_class), settings_class.model_construct()
+    class_ = settings_class(service)
+    settings, unset = load(class_), class_.model_construct()
     return [
         Line(knob.name, knob.value(settings), knob.value(unset), knob.allowed, knob.doc)
-        for knob in knobs(settings_class, prefix_of(settings_class))
+        for knob in knobs(class_, prefix_of(class_))
     ]
 
 
@@ -46,7 +46,8 @@ def show(console: Console, lines: list[Line]) -> None:
         console.print(f"    [dim]{escape(line.doc)} Allowed: {escape(line.allowed)}.[/]", soft_wrap=True)
 
 
-def _class(service: str) -> type[ServiceSettings]:
+def settings_class(service: str) -> type[ServiceSettings]:
+    """The settings of a service."""
     from services.bureau.settings import BureauSettings
     from services.intake.settings import IntakeSettings
     from services.pricing.settings import PricingSettings

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import ops
+from loanmesh.cli import certs, ops, parked, promotion, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -563,11 +563,24 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 
 ops.register(app)
+certs.register(app)
+serve.register(app)
+promotion.register(app)
+parked.register(app)
 
 
 def main() -> None:
     """Run the command."""
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lab":
+            raise
+        # The image of the services has no laboratory in it.
+        Console(stderr=True).print(
+            "this command needs the laboratory, which is not installed here: run it in a checkout"
+        )
+        raise SystemExit(USAGE) from error
 
 
 if __name__ == "__main__":

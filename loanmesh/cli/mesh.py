@@ -259,6 +259,7 @@ class Mesh:
         ours = {
             f"{prefix}_SERVER__MAX_CONNECTION_AGE_S": f"{CONNECTION_AGE_S:g}",
             f"{prefix}_SERVER__LEAVE_S": f"{LEAVE_S:g}",
+            f"{prefix}_TLS__MODE": "plaintext",
         }
         if service in WITH_DATABASE:
             ours[f"{prefix}_DATABASE_URL"] = f"sqlite:///{self._state / service}.db"

@@ -9,8 +9,9 @@ others wait here, the most urgent first. This is the only layer that repeats a c
 """
 
 from loanmesh.client.client import Client
-from loanmesh.client.errors import CallFailed, Overloaded, Unreachable
+from loanmesh.client.errors import CallFailed, Overloaded, TlsFailed, Unreachable
 from loanmesh.client.results import Decided, Pending, Refused, Submitted
+from loanmesh.client.security import Security
 from loanmesh.client.sync import SyncClient
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "Overloaded",
     "Pending",
     "Refused",
+    "Security",
     "Submitted",
     "SyncClient",
+    "TlsFailed",
     "Unreachable",
 ]

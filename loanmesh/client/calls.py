@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from google.protobuf.message import Message
 from opentelemetry import metrics, propagate, trace
 
-from loanmesh.client.errors import CallFailed, Overloaded, Unreachable
+from loanmesh.client.errors import CallFailed, Overloaded, TlsFailed, Unreachable
 from loanmesh.client.transport import SENT_MS, Failure, Metadata, Method, Reply, Transport
 from loanmesh.runtime import deadline, errors, telemetry
 from loanmesh.runtime.budget import BudgetSettings, RetryBudget, Token
@@ -234,6 +234,8 @@ class Calls:
         text = f"no answer within {call.patience_s:g} s, {call.attempts} attempts: {failure.code}: {failure}"
         if failure.code == "RESOURCE_EXHAUSTED":
             return Overloaded(text, max(0.0, wait_s), call.request_id)
+        if failure.tls:
+            return TlsFailed(text, failure.tls, call.request_id)
         return Unreachable(text, call.request_id)
 
 

@@ -17,6 +17,7 @@ from loanmesh.client.calls import BULK, INTERACTIVE, PARTNER, Attempts, Calls, L
 from loanmesh.client.errors import Unreachable
 from loanmesh.client.journal import Journal
 from loanmesh.client.results import DECIDED, WAITS_FOR_PEOPLE, Decided, Pending
+from loanmesh.client.security import Security
 from loanmesh.client.transport import GrpcTransport, Transport
 from loanmesh.runtime.budget import BudgetSettings
 from loanmesh.runtime.clock import Clock, SystemClock, new_request_id
@@ -42,8 +43,9 @@ class Client:
     """Speaks to intake on behalf of one lender. For one event loop; `SyncClient` is for everybody else.
 
     address      `host:port`, several `ip:port` with commas, or a gRPC name such as `dns:///intake:7401`.
-    client_id    who calls; request ids are unique per client.
+    client_id    who calls; request ids are unique per client. Over TLS, certificate or token say it instead.
     patience_s   how long to repeat a call that finds the mesh busy or away, where the call names no deadline.
+    security     certificates, CA and token; None: no TLS, which a mesh answers on its own machine only.
     throttle     bounds of the limit on calls in flight.  budget  how much may be repeated.
     clock, dice, new_id, transport   where time, chance, request ids and answers come from; for tests and simulators.
 
@@ -59,6 +61,7 @@ class Client:
         lender: str = "lenders/demo",
         client_id: str = "local",
         patience_s: float = 30.0,
+        security: Security | None = None,
         throttle: ThrottleSettings | None = None,
         budget: BudgetSettings | None = None,
         clock: Clock | None = None,
@@ -71,7 +74,7 @@ class Client:
         self._patience_s = patience_s
         self._clock = clock or SystemClock()
         self._new_id = new_id
-        self._transport = transport or GrpcTransport(address)
+        self._transport = transport or GrpcTransport(address, security, self._clock)
         self._one = Lane(throttle or ThrottleSettings(), ONE_CALL, self._clock)
         self._many = Lane(MANY_THROTTLE, MANY_ATTEMPTS, self._clock)
         self._calls = Calls(

@@ -3,6 +3,7 @@
 CallFailed      change the request; the same again fails again
 Unreachable     send the same again, later, with the same request_id
   Overloaded    the same; `retry_s` says about when
+  TlsFailed     the same, once a certificate is put right; `error_type` says which
 """
 
 from __future__ import annotations
@@ -54,3 +55,15 @@ class Overloaded(Unreachable):
     def __init__(self, text: str, retry_s: float, request_id: str | None = None) -> None:
         super().__init__(text, request_id)
         self.retry_s = retry_s
+
+
+class TlsFailed(Unreachable):
+    """No connection came about, because of a certificate or because only one side speaks TLS. The text says what is
+    wrong; somebody has to put it right.
+
+    error_type  stable word, e.g. `tls_server_untrusted`, `tls_client_expired`; as in logs and spans.
+    """
+
+    def __init__(self, text: str, error_type: str, request_id: str | None = None) -> None:
+        super().__init__(text, request_id)
+        self.error_type = error_type

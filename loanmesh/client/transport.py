@@ -18,7 +18,10 @@ from google.rpc import error_details_pb2, status_pb2
 from lending.intake.v1 import intake_service_pb2 as pb
 
 from loanmesh.client.errors import CallFailed
-from loanmesh.runtime.channel import SERVICE_CONFIG, channel_options, target_of
+from loanmesh.client.security import Bearer, Security
+from loanmesh.runtime.channel import SERVICE_CONFIG, channel_options, make_channel
+from loanmesh.runtime.clock import Clock, SystemClock
+from loanmesh.runtime.handshake import WORDS, Diagnosis
 from loanmesh.runtime.status import code_of
 
 QUEUE_MS = "loanmesh-queue-ms"
@@ -68,9 +71,11 @@ class Failure(Exception):
     code        name of the gRPC status
     pushback_s  seconds before which the server wants no other try; negative: none at all; None: it did not say
     progress    whether a part of what was asked is done all the same
+    tls         the `error_type` where no connection came about because of TLS
     """
 
     progress = False
+    tls = ""
 
     def __init__(
         self,
@@ -144,9 +149,12 @@ class Transport(Protocol):
 
 
 class GrpcTransport:
-    """Over a channel of its own, to one address or several: health-checked round robin under outlier detection."""
+    """Over a channel of its own, to one address or several: health-checked round robin under outlier detection.
 
-    def __init__(self, address: str) -> None:
+    security  how to prove who we are; None: no TLS, which a mesh answers on its own machine only.
+    """
+
+    def __init__(self, address: str, security: Security | None = None, clock: Clock | None = None) -> None:
         config = {k: v for k, v in SERVICE_CONFIG.items() if k in ("loadBalancingConfig", "healthCheckConfig")}
         options = [
             *channel_options(config),
@@ -155,19 +163,29 @@ class GrpcTransport:
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 5_000),
         ]
-        self._channel = grpc.aio.insecure_channel(target_of(address), options=options)
+        clock = clock or SystemClock()
+        service, files, reload_s = "intake", None, 10.0
+        if security:
+            service, files, reload_s = security.server_name, security.files, security.reload_s
+        channel = make_channel(address, service, files, clock, options=options, reload_s=reload_s)
+        self._use(channel, Bearer(security.token if security else None), Diagnosis(service, files, clock))
+
+    def _use(self, channel: grpc.aio.Channel, bearer: Bearer, diagnosis: Diagnosis | None) -> None:
+        self._channel = channel
+        self._bearer = bearer
+        self._diagnosis = diagnosis
         self._calls: dict[tuple[str, bool], Any] = {}
         self._acknowledges_early = False
 
     async def unary(self, method: Method[Req, Res], request: Req, timeout_s: float, metadata: Metadata) -> Reply[Res]:
         """See Transport."""
-        call = self._callable(method, streaming=False)(request, timeout=timeout_s, metadata=metadata)
+        call = self._callable(method, streaming=False)(request, timeout=timeout_s, metadata=self._signed(metadata))
         try:
             # Awaiting the call itself: only so does a cancelled caller cancel the server's work.
             response = await call
             return Reply(response, _queue_s(await call.initial_metadata(), await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
-            raise _failure(error) from error
+            raise await self._failure(error) from error
 
     async def waiting(
         self,
@@ -179,7 +197,7 @@ class GrpcTransport:
         acknowledged: Callable[[float | None], None],
     ) -> Reply[Res]:
         """See Transport. Read as a stream of one answer, since only a stream shows initial metadata as they come."""
-        call = self._callable(method, streaming=True)(request, timeout=timeout_s, metadata=metadata)
+        call = self._callable(method, streaming=True)(request, timeout=timeout_s, metadata=self._signed(metadata))
         try:
             try:
                 async with asyncio.timeout(acknowledge_s if self._acknowledges_early else None):
@@ -191,7 +209,7 @@ class GrpcTransport:
                 acknowledged(queue_s)
             response = await call.read()
             if response is grpc.aio.EOF:
-                raise _failure(
+                raise await self._failure(
                     grpc.aio.AioRpcError(
                         await call.code(),
                         await call.initial_metadata(),
@@ -201,7 +219,7 @@ class GrpcTransport:
                 )
             return Reply(response, _queue_s(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
-            raise _failure(error) from error
+            raise await self._failure(error) from error
         finally:
             call.cancel()  # Ends it on the server too, where it is not at its end yet.
 
@@ -210,15 +228,34 @@ class GrpcTransport:
         self, method: Method[Req, Res], request: Req, metadata: Metadata
     ) -> AsyncIterator[AsyncIterator[Res]]:
         """See Transport."""
-        call = self._callable(method, streaming=True)(request, metadata=metadata)
+        call = self._callable(method, streaming=True)(request, metadata=self._signed(metadata))
         try:
-            yield _answers(call)
+            yield self._answers(call)
         finally:
             call.cancel()
 
     async def close(self) -> None:
         """See Transport."""
         await self._channel.close()
+
+    def _signed(self, metadata: Metadata) -> Metadata:
+        return (*metadata, *self._bearer.metadata())
+
+    async def _answers(self, call: Any) -> AsyncIterator[Any]:
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise await self._failure(error) from error
+
+    async def _failure(self, error: grpc.aio.AioRpcError) -> Failure:
+        failure = _failure(error)
+        if self._diagnosis is None or failure.code != "UNAVAILABLE":
+            return failure
+        if cause := await self._diagnosis.cause(str(failure)):
+            failure = Failure(failure.code, WORDS[cause], failure.pushback_s, failure.details)
+            failure.tls = cause
+        return failure
 
     def _callable(self, method: Method[Req, Res], streaming: bool) -> Any:
         key = (method.name, streaming)
@@ -228,14 +265,6 @@ class GrpcTransport:
                 f"/{method.full_name}", method.request.SerializeToString, method.response.FromString
             )
         return self._calls[key]
-
-
-async def _answers(call: Any) -> AsyncIterator[Any]:
-    try:
-        async for answer in call:
-            yield answer
-    except grpc.aio.AioRpcError as error:
-        raise _failure(error) from error
 
 
 def _failure(error: grpc.aio.AioRpcError) -> Failure:

@@ -15,7 +15,12 @@ from grpc_health.v1 import health_pb2  # noqa: F401  Registers the health servic
 from opentelemetry import metrics, propagate, trace
 
 from loanmesh.runtime import deadline, telemetry
+from loanmesh.runtime.certificates import Files, Watched
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.handshake import Diagnosis
+from loanmesh.runtime.rotation import RotatingChannel, named
+from loanmesh.runtime.settings import TlsSettings
+from loanmesh.runtime.tls import files_of
 
 # Calls here are batches, so few: intake has a handful under way, and a replica that hangs swallows them all at once.
 # Two failures within a second must do, or it would never be ejected (measured: with a volume of 10 it was not in 20 s).
@@ -52,14 +57,46 @@ SERVICE_CONFIG = {
 }
 
 
-def open_channel(target: str, clock: Clock, deadline_s: Callable[[str], float]) -> grpc.aio.Channel:
+def open_channel(
+    target: str, clock: Clock, deadline_s: Callable[[str], float], *, service: str, tls: TlsSettings
+) -> grpc.aio.Channel:
     """A channel to `target`: `host:port[,host:port...]` or any gRPC name such as `dns:///bureau:7402`.
 
     deadline_s  longest time a call of the given method may take; a caller's own deadline shortens it.
+    service     whose certificate must be shown there.
     """
-    return grpc.aio.insecure_channel(
-        target_of(target), options=channel_options(SERVICE_CONFIG), interceptors=_interceptors(clock, deadline_s)
+    files = files_of(tls) if tls.mode == "mtls" else None
+    return make_channel(
+        target,
+        service,
+        files,
+        clock,
+        options=channel_options(SERVICE_CONFIG),
+        interceptors=_interceptors(clock, deadline_s, Diagnosis(service, files, clock)),
+        reload_s=tls.reload_s,
     )
+
+
+def make_channel(
+    target: str,
+    service: str,
+    files: Files | None,
+    clock: Clock,
+    *,
+    options: Sequence[tuple[str, Any]],
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    reload_s: float = 10.0,
+) -> grpc.aio.Channel:
+    """Over TLS with what `files` hold, now and later; without them in plaintext. Raises BadCertificate."""
+    address = target_of(target)
+    if files is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    options = [*options, *named(service)]
+
+    def connect(credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+
+    return RotatingChannel(Watched(files), connect, reload_s, clock)
 
 
 def target_of(address: str) -> str:
@@ -89,16 +126,19 @@ def channel_options(config: Mapping[str, object]) -> list[tuple[str, str | int]]
     ]
 
 
-def _interceptors(clock: Clock, deadline_s: Callable[[str], float]) -> Sequence[grpc.aio.ClientInterceptor]:
-    return [_UnaryInterceptor(clock, deadline_s)]
+def _interceptors(
+    clock: Clock, deadline_s: Callable[[str], float], diagnosis: Diagnosis | None = None
+) -> Sequence[grpc.aio.ClientInterceptor]:
+    return [_UnaryInterceptor(clock, deadline_s, diagnosis)]
 
 
 class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
     """Deadline, trace and metrics around every unary call."""
 
-    def __init__(self, clock: Clock, deadline_s: Callable[[str], float]) -> None:
+    def __init__(self, clock: Clock, deadline_s: Callable[[str], float], diagnosis: Diagnosis | None) -> None:
         self._clock = clock
         self._deadline_s = deadline_s
+        self._diagnosis = diagnosis
         self._tracer = trace.get_tracer("loanmesh")
         self._duration = metrics.get_meter("loanmesh").create_histogram(telemetry.CLIENT_DURATION, unit="s")
 
@@ -128,7 +168,11 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
                 # Awaiting the call itself, never its code: only so does a cancelled caller cancel the server.
                 return await call
             except grpc.RpcError as error:
-                status = error.code().name if isinstance(error, grpc.aio.AioRpcError) else "UNKNOWN"
+                if isinstance(error, grpc.aio.AioRpcError):
+                    status = error.code().name
+                    self._name_cause(span, error)
+                else:
+                    status = "UNKNOWN"
                 raise
             except BaseException:
                 status = "CANCELLED"
@@ -141,3 +185,10 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
                         span.set_status(trace.StatusCode.ERROR, status)
                 took_s = self._clock.monotonic() - started
                 self._duration.record(took_s, {telemetry.RPC_METHOD: method, telemetry.RPC_STATUS_CODE: status})
+
+    def _name_cause(self, span: trace.Span, error: grpc.aio.AioRpcError) -> None:
+        """Tell a bad certificate from a service that is away, in span and log."""
+        if self._diagnosis is None or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return
+        if cause := self._diagnosis.note(error.details() or ""):
+            span.set_attribute(telemetry.ERROR_TYPE, cause)

@@ -57,6 +57,26 @@ class MissingEvidence(CallerError):
         self.sources = tuple(sources)
 
 
+class Unauthenticated(CallerError):
+    """Nobody is proven to call; `reason` says what is wrong with the proof."""
+
+    reason = "UNAUTHENTICATED"
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class NotAllowed(CallerError):
+    """The caller is known, and may not do this."""
+
+    reason = "NOT_ALLOWED"
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
 class NotNow(LoanmeshError):
     """Send the same again, later; not before `retry_s` seconds."""
 

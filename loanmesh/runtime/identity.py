@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from operator import mul
 
 _RESIDENT_WEIGHTS = tuple(pow(2, 17 - i, 11) for i in range(17))
 _RESIDENT_CHECKS = "10X98765432"
@@ -12,13 +13,12 @@ _CREDIT_WEIGHTS = tuple(pow(3, i, 31) for i in range(17))
 
 def resident_check(first_17: str) -> str:
     """Check character of a resident identity number (GB 11643-1999, ISO 7064 MOD 11-2)."""
-    return _RESIDENT_CHECKS[sum(int(digit) * w for digit, w in zip(first_17, _RESIDENT_WEIGHTS, strict=True)) % 11]
+    return _RESIDENT_CHECKS[sum(map(mul, map(int, first_17), _RESIDENT_WEIGHTS)) % 11]
 
 
 def credit_check(first_17: str) -> str:
     """Check character of a unified social credit code (GB 32100-2015, base 31). ValueError for other letters."""
-    total = sum(_CREDIT_ALPHABET.index(c) * w for c, w in zip(first_17, _CREDIT_WEIGHTS, strict=True))
-    return _CREDIT_ALPHABET[-total % 31]
+    return _CREDIT_ALPHABET[-sum(map(mul, map(_CREDIT_ALPHABET.index, first_17), _CREDIT_WEIGHTS)) % 31]
 
 
 def valid_resident_id(number: str) -> bool:

@@ -77,6 +77,8 @@ def _allowed(kind: Any, rules: Sequence[Any]) -> str:
                 if isinstance(rule, type_):
                     words.append(f"{text} {getattr(rule, bound)}")
         return " ".join(words)
+    if get_origin(kind) is dict:
+        return "a JSON object"
     return {str: "text", SecretStr: "text", bool: "true or false"}.get(kind, "a JSON list")
 
 

@@ -3,13 +3,53 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from alembic.config import Config
 from alembic.environment import EnvironmentContext
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, pool
 from sqlalchemy.ext.asyncio import create_async_engine
+
+from loanmesh.runtime.errors import DependencyDown
+
+When = Literal["start", "check"]
+
+
+class OldTables(DependencyDown):
+    """The tables are older than this release."""
+
+
+def prepare(url: str, package: str, when: When) -> None:
+    """Bring the tables up to date, or only `check` that somebody has: raises OldTables while they are older."""
+    if when == "start":
+        upgrade(url, package)
+    else:
+        check(url, package)
+
+
+def check(url: str, package: str) -> None:
+    """Raise OldTables where the tables of `package` are older than this release.
+
+    Newer ones pass: while a release rolls out, replicas of the one before start again beside its tables.
+    """
+    script = _script(package)
+    known = {revision.revision for revision in script.walk_revisions()}
+
+    def compare(connection: Connection) -> None:
+        context = MigrationContext.configure(connection, opts={"version_table": _version_table(package)})
+        there = set(context.get_current_heads())
+        if not there or (there <= known and there != set(script.get_heads())):
+            service = package.rsplit(".", 1)[-1]
+            raise OldTables(
+                f"the tables are at {', '.join(sorted(there)) or 'no version'}, this release needs "
+                f"{', '.join(script.get_heads())}: run `loanmesh migrate {service}`"
+            )
+
+    _connected(url, compare)
 
 
 def upgrade(url: str, package: str, revision: str = "head") -> None:
@@ -23,23 +63,35 @@ def downgrade(url: str, package: str, revision: str = "base") -> None:
 
 
 def _run(url: str, package: str, steps: object) -> None:
+    script = _script(package)
+    environment = EnvironmentContext(Config(), script, fn=lambda current, _: steps(script, current))  # type: ignore[operator]
+
+    def migrate(connection: Connection) -> None:
+        environment.configure(connection=connection, version_table=_version_table(package), render_as_batch=True)
+        with environment, environment.begin_transaction():
+            environment.run_migrations()
+
+    _connected(url, migrate)
+
+
+def _script(package: str) -> ScriptDirectory:
     folder = Path(str(importlib.import_module(package).__file__)).parent / "migrations"
     config = Config()
     config.set_main_option("script_location", str(folder))
     config.set_main_option("path_separator", "os")
-    script = ScriptDirectory.from_config(config)
-    environment = EnvironmentContext(config, script, fn=lambda current, _: steps(script, current))  # type: ignore[operator]
-    table = package.rsplit(".", 1)[-1] + "_version"
+    return ScriptDirectory.from_config(config)
 
-    def migrate(connection: Connection) -> None:
-        environment.configure(connection=connection, version_table=table, render_as_batch=True)
-        with environment, environment.begin_transaction():
-            environment.run_migrations()
 
+def _version_table(package: str) -> str:
+    return package.rsplit(".", 1)[-1] + "_version"
+
+
+def _connected(url: str, work: Callable[[Connection], None]) -> None:
+    """Do the work in one transaction, alone."""
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         with _sqlite_engine(url).begin() as connection:
-            migrate(connection)
+            work(connection)
     else:
         import asyncio
 
@@ -50,7 +102,7 @@ def _run(url: str, package: str, steps: object) -> None:
             async with engine.begin() as connection:
                 # Two replicas that start at once must not both create the tables.
                 await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('loanmesh-migrations'))")
-                await connection.run_sync(migrate)
+                await connection.run_sync(work)
             await engine.dispose()
 
         asyncio.run(over_asyncpg())

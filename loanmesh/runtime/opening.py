@@ -11,6 +11,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
 from loanmesh.runtime.errors import DependencyDown
+from loanmesh.runtime.migrations import OldTables
 from loanmesh.runtime.setting_rules import NotReachable, WrongSetting
 
 
@@ -18,12 +19,14 @@ from loanmesh.runtime.setting_rules import NotReachable, WrongSetting
 def opening(setting: str, url: str) -> Iterator[None]:
     """Around the migration and opening of the database that `setting` names.
 
-    Raises NotReachable where it may come right by itself (a server that is down, a file that is locked), WrongSetting
-    where it will not. The url, which may hold a password, is never shown.
+    Raises NotReachable where it may come right by itself (a server that is down, a file that is locked, tables that
+    wait for their migration), WrongSetting where it will not. The url, which may hold a password, is never shown.
     """
     is_file = url.startswith("sqlite:")
     try:
         yield
+    except OldTables as error:
+        raise NotReachable(setting, str(error)) from error
     except (OSError, sqlite3.Error, SQLAlchemyError, CommandError, DependencyDown, *_POSTGRES) as error:
         cause = _cause(error)
         text = f"{'the file' if is_file else 'the database'} cannot be opened: {_words(cause)}"

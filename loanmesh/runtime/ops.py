@@ -12,6 +12,7 @@ from lending.ops.v1 import ops_service_pb2 as pb
 from lending.ops.v1.ops_service_pb2_grpc import OpsServiceServicer
 
 from loanmesh.runtime.breaker import State
+from loanmesh.runtime.caller import proven
 from loanmesh.runtime.errors import NotFound, RequestIdConflict
 from loanmesh.runtime.guard import Guard
 from loanmesh.runtime.loop_lag import Heartbeat
@@ -104,6 +105,7 @@ class OpsServicer(OpsServiceServicer):
             dependency=guard.name,
             override=pb.Override.Name(request.override).removeprefix("OVERRIDE_").lower(),
             actor=request.actor,
+            caller=who.path if (who := proven()) else "",
             reason=request.reason,
             request_id=request.request_id,
         )

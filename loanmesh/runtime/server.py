@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import json
 import signal
 import sys
@@ -19,8 +20,9 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
 from opentelemetry import metrics, propagate, trace
 
-from loanmesh.runtime import deadline, ops, telemetry
+from loanmesh.runtime import caller, deadline, ops, telemetry
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
+from loanmesh.runtime.door import Door
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
 from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.profile import profiled
@@ -29,6 +31,7 @@ from loanmesh.runtime.setting_rules import refusing
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
 from loanmesh.runtime.supervised import end_with_supervisor
+from loanmesh.runtime.tls import server_certificates
 from loanmesh.runtime.validation import violations
 from loanmesh.runtime.vitals import Vitals
 
@@ -39,6 +42,8 @@ BUDGET_S_MIN = 0.002
 GC_THRESHOLDS = (10_000, 20, 50)
 """New objects before the collector looks at the young, and rounds before it looks at the older. What a call makes dies
 by reference counts; cycles come from errors' tracebacks mainly."""
+OURS = ("/lending.", "/externalscaler.")
+"""Methods that we answer for: our contracts, and what KEDA asks. Health and reflection are gRPC's own."""
 log = structlog.get_logger()
 
 
@@ -78,42 +83,48 @@ def run(name: str, settings_class: type[C], build: Callable[[C, Clock], Awaitabl
 
 async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock], Awaitable[Service]]) -> None:
     clock = SystemClock()
+    prefix = str(settings.model_config.get("env_prefix", ""))
+    certificates = server_certificates(name, prefix, settings, clock)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     end_with_supervisor(stopping.set)
     service = await build(settings, clock)
-    server = make_server(settings.server, clock)
-    door = cast(grpc.aio.Server, Generic(server))
+    server = make_server(settings.server, clock, certificates.door() if certificates else None)
+    unregistered = cast(grpc.aio.Server, Unregistered(server))
     for add, servicer in service.registrations:
-        add(servicer, door)
+        add(servicer, unregistered)
     heartbeat = Heartbeat(clock, telemetry.observe(service.vitals))
-    add_OpsServiceServicer_to_server(ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat), door)
+    add_OpsServiceServicer_to_server(ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat), unregistered)
     names = (*service.service_names, ops.SERVICE_NAME)
     healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, door)
-    _add_reflection(door, names)
-    try:
-        port = server.add_insecure_port(settings.server.listen)
-    except RuntimeError as error:
-        prefix = str(settings.model_config.get("env_prefix", ""))
-        sys.stderr.write(
-            f"{name}: cannot listen on {settings.server.listen}: the port is in use or not allowed; "
-            f"{prefix}SERVER__LISTEN moves it (for the whole mesh: `loanmesh up --port-base`)\n"
-        )
-        raise SystemExit(1) from error
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, unregistered)
+    _add_reflection(unregistered, names)
+    credentials = certificates.credentials() if certificates else None
+    addresses = {"address": _listen(server, settings.server.listen, credentials, f"{prefix}SERVER__LISTEN")}
+    if certificates and settings.server.token_listen:
+        credentials = certificates.credentials(client_certificates=False)
+        knob = f"{prefix}SERVER__TOKEN_LISTEN"
+        addresses["tokens"] = _listen(server, settings.server.token_listen, credentials, knob)
     await server.start()
     # What is there now stays: modules, contracts, policy. Looking through it again and again took 4 % of the CPU.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    pulse = [asyncio.create_task(heartbeat.beat_forever()), asyncio.create_task(service.vitals.sample_forever(clock))]
+    probed = _probe_server(settings.server, healthy)
+    if probed:
+        knob = f"{prefix}SERVER__HEALTH_LISTEN"
+        addresses["health"] = _listen(probed, settings.server.health_listen, None, knob)
+        await probed.start()
+    forever = [heartbeat.beat_forever(), service.vitals.sample_forever(clock)]
+    if certificates:
+        forever.append(certificates.watch_forever())
+    pulse = [asyncio.create_task(each) for each in forever]
     # Liveness needs no more than this: a loop that hangs cannot answer the probe, and nothing else makes us restart.
     watched = ("", "readiness", "liveness", *names)
     for watched_name in watched:
         await healthy.set(watched_name, health_pb2.HealthCheckResponse.SERVING)
-    host = settings.server.listen.rsplit(":", 1)[0]
-    print(json.dumps({"ready": name, "address": f"{host}:{port}"}), flush=True)
+    print(json.dumps({"ready": name, **addresses}), flush=True)
     with profiled(name):
         await stopping.wait()
     service.vitals.draining = True
@@ -124,6 +135,8 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
     if service.drain:
         await service.drain()
     await server.stop(settings.server.drain_s)
+    if probed:
+        await probed.stop(0)
     for task in pulse:
         task.cancel()
     await asyncio.wait(pulse)
@@ -131,11 +144,14 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
         await service.close()
 
 
-def make_server(settings: ServerSettings, clock: Clock) -> grpc.aio.Server:
-    """A server with our interceptor and limits, not yet listening."""
+def make_server(settings: ServerSettings, clock: Clock, door: Door | None = None) -> grpc.aio.Server:
+    """A server with our interceptor and limits, not yet listening.
+
+    door  decides who may call what; None: callers are who they say, and may call all.
+    """
     megabytes = settings.max_message_mib * 1024 * 1024
     return grpc.aio.server(
-        interceptors=[ServerInterceptor(clock)],
+        interceptors=[ServerInterceptor(clock, door)],
         options=[
             ("grpc.max_receive_message_length", megabytes),
             ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)),
@@ -147,7 +163,7 @@ def make_server(settings: ServerSettings, clock: Clock) -> grpc.aio.Server:
     )
 
 
-class Generic:
+class Unregistered:
     """A server to which generated code adds its methods without registering each with the core.
 
     For registered methods grpcio 1.85 keeps one accepting task each and waits for any of them: every call then adds and
@@ -163,6 +179,28 @@ class Generic:
 
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
         """Left out: the generic handlers serve the same methods."""
+
+
+def _listen(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None, knob: str) -> str:
+    """Take the port; answers HOST:PORT as it is now. Ends the process with 1 where the port is not to be had."""
+    try:
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+    except RuntimeError as error:
+        sys.stderr.write(
+            f"cannot listen on {listen}: the port is in use or not allowed; "
+            f"{knob} moves it (for the whole mesh: `loanmesh up --port-base`)\n"
+        )
+        raise SystemExit(1) from error
+    return f"{listen.rsplit(':', 1)[0]}:{port}"
+
+
+def _probe_server(settings: ServerSettings, healthy: health.aio.HealthServicer) -> grpc.aio.Server | None:
+    """Serves health and nothing else, in plaintext, where a port for it is set: probes bring no certificate."""
+    if not settings.health_listen:
+        return None
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4096)])
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    return server
 
 
 def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
@@ -181,28 +219,32 @@ def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):
-    """Deadline, validation, trace, metrics and errors around every call of our own services; one place, one span."""
+    """Caller, deadline, validation, trace, metrics and errors around every call of our own services; one place, one
+    span."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, door: Door | None = None) -> None:
         self._clock = clock
+        self._door = door
         self._tracer = trace.get_tracer("loanmesh")
         self._duration = metrics.get_meter("loanmesh").create_histogram(telemetry.SERVER_DURATION, unit="s")
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
-        """Wrap the handler; health and reflection pass through."""
+        """Wrap the handler; of health, reflection and the like only the caller is looked at."""
         handler = await continuation(details)
-        if handler is None or not details.method.startswith("/lending."):
+        if handler is None:
             return handler
         carrier = {k: v for k, v in details.invocation_metadata or () if isinstance(v, str)}
         method = details.method.lstrip("/")
+        if not details.method.startswith(OURS):
+            return handler if self._door is None else _behind(self._door, handler, method, carrier)
+        read = _or_malformed(handler.request_deserializer)
         if handler.unary_unary:
             behaviour = handler.unary_unary
 
-            async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            async def unary(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
                 with _Call(self, method, carrier, context) as call:
                     try:
-                        await call.check(request)
-                        return await behaviour(request, context)
+                        return await behaviour(await call.checked(read, data), context)
                     except LoanmeshError as error:
                         await call.refuse(error)
                     except (grpc.aio.AbortError, grpc.RpcError, asyncio.CancelledError):
@@ -212,16 +254,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                     except Exception as error:  # noqa: BLE001  The one edge where a bug becomes a status.
                         await call.bug(error)
 
-            return grpc.unary_unary_rpc_method_handler(
-                unary, _or_malformed(handler.request_deserializer), handler.response_serializer
-            )
+            # Bytes until we know who sent them.
+            return grpc.unary_unary_rpc_method_handler(unary, bytes, handler.response_serializer)
         behaviour = handler.unary_stream
 
-        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async def stream(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with _Call(self, method, carrier, context) as call:
                 try:
-                    await call.check(request)
-                    async for response in behaviour(request, context):
+                    async for response in behaviour(await call.checked(read, data), context):
                         yield response
                 except LoanmeshError as error:
                     await call.refuse(error)
@@ -232,9 +272,42 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                 except Exception as error:  # noqa: BLE001  The same edge, for streams.
                     await call.bug(error)
 
-        return grpc.unary_stream_rpc_method_handler(
-            stream, _or_malformed(handler.request_deserializer), handler.response_serializer
-        )
+        return grpc.unary_stream_rpc_method_handler(stream, bytes, handler.response_serializer)
+
+
+def _behind(door: Door, handler: Any, method: str, carrier: dict[str, str]) -> Any:
+    """The same handler, for those who may call it."""
+
+    async def enter(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            door.enter(context.auth_context(), carrier, method)
+        except LoanmeshError as error:
+            details = (("grpc-status-details-bin", item_status(error).SerializeToString()),)
+            await context.abort(status_code(error), str(error), details)
+
+    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+    async def answers(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        await enter(context)
+        return await behaviour(request, context)
+
+    async def yields(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        await enter(context)
+        async for response in behaviour(request, context):
+            yield response
+
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    # Some streams, health's among them, are written to by coroutines.
+    return make(
+        yields if inspect.isasyncgenfunction(behaviour) else answers,
+        handler.request_deserializer,
+        handler.response_serializer,
+    )
 
 
 _MALFORMED = object()
@@ -287,17 +360,25 @@ class _Call:
             took_s, {telemetry.RPC_METHOD: self._method, telemetry.RPC_STATUS_CODE: self._status}
         )
 
-    async def check(self, request: Any) -> None:
-        """Refuse what comes too late to be answered, and what breaks the contract's rules."""
+    async def checked(self, read: Callable[[bytes], Any], data: bytes) -> Any:
+        """The request. Refuses who may not call, what comes too late to be answered, and what breaks the contract's
+        rules, in this order."""
+        door = self._owner._door
+        who = door.enter(self._context.auth_context(), self._carrier, self._method) if door else None
+        caller.note(who)
         if self._left_s is not None and self._left_s < BUDGET_S_MIN:
             self._status = "DEADLINE_EXCEEDED"
             await self._context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was begun"
             )
+        request = read(data)
         if request is _MALFORMED:
             raise InvalidRequest(("request", "the bytes are no message of the type that this method takes"))
         if found := violations(request):
             raise InvalidRequest(*found)
+        if door and who:
+            door.check_lender(who, self._method, request)
+        return request
 
     async def refuse(self, error: LoanmeshError) -> None:
         """Answer one of our own errors with its status and details."""

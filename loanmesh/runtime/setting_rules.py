@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +50,7 @@ class Must:
     """A rule to stand in a setting's `Annotated`: `allowed` says it in words, `holds` tells whether it is kept."""
 
     allowed: str
-    holds: Callable[[str], bool]
+    holds: Callable[[str], object]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -83,6 +84,15 @@ def _is_target(value: str) -> bool:
     return all(is_host_port(part) for part in parts) and (len(parts) == 1 or all(part[0].isdigit() for part in parts))
 
 
+def is_loopback(value: str) -> bool:
+    """Whether HOST:PORT is reached from this machine only."""
+    host = value.rsplit(":", 1)[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def is_http(value: str) -> bool:
     """Whether it is an http:// or https:// address."""
     try:
@@ -109,8 +119,14 @@ def _one_scheme(url: SecretStr) -> SecretStr:
 
 
 Listen = Annotated[str, Must("HOST:PORT, with a port from 0 (any free one) to 65535", lambda v: is_host_port(v, 0))]
+ExtraListen = Annotated[
+    str, Must("HOST:PORT, with a port from 0 (any free one) to 65535, or empty", lambda v: not v or is_host_port(v, 0))
+]
 Target = Annotated[
     str, Must("HOST:PORT, several IP addresses with commas, or a gRPC name such as dns:///bureau:7402", _is_target)
+]
+TrustDomain = Annotated[
+    str, Must("a name such as loanmesh or lender.example", re.compile(r"[a-z0-9._-]{1,255}").fullmatch)
 ]
 HttpUrl = Annotated[str, Must("an address such as http://127.0.0.1:7405", is_http)]
 DatabaseUrl = Annotated[

@@ -17,7 +17,16 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from loanmesh.runtime.knobs import knobs, names
 from loanmesh.runtime.setting_file import FILE, section
-from loanmesh.runtime.setting_rules import Listen, Must, WrongSetting, is_host_port, is_http, refuse
+from loanmesh.runtime.setting_rules import (
+    ExtraListen,
+    Listen,
+    Must,
+    TrustDomain,
+    WrongSetting,
+    is_host_port,
+    is_http,
+    refuse,
+)
 
 
 class ServerSettings(BaseModel, frozen=True, extra="forbid"):
@@ -25,6 +34,11 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
 
     listen: Listen = "127.0.0.1:0"
     """Address and port. Port 0 takes a free one, which the ready line names."""
+    health_listen: ExtraListen = ""
+    """A second port that serves grpc.health.v1 without TLS and nothing else, for probes, which bring no certificate.
+    Empty: health on the main port only."""
+    token_listen: ExtraListen = ""
+    """A port with TLS that asks for no certificate: callers there prove themselves by a token. Empty: none."""
     drain_s: Annotated[float, Field(ge=0)] = 10.0
     """Seconds that calls under way get to finish after SIGTERM. Longer than the longest deadline."""
     leave_s: Annotated[float, Field(ge=0)] = 0.0
@@ -45,6 +59,44 @@ class PrivacySettings(BaseModel, frozen=True, extra="forbid"):
     """How often to look for what is to be sealed anew or erased."""
     pass_rows: Annotated[int, Field(ge=1, le=1000)] = 100
     """Rows a transaction of such a pass; between two of them it rests, so that it takes a tenth of the time at most."""
+
+
+class TlsSettings(BaseModel, frozen=True, extra="forbid"):
+    """Who a service is to others, and whom it believes. Files are read again when they change."""
+
+    mode: Literal["mtls", "plaintext"] = "mtls"
+    """mtls: both sides show certificates. plaintext: no encryption, callers are who they say; on loopback only."""
+    cert_file: str = ""
+    """Our certificate, PEM, with those between it and the CA behind it (cert-manager's tls.crt). Names us by a URI
+    spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE, and the service by a DNS name."""
+    key_file: str = ""
+    """Its key, PEM (cert-manager's tls.key)."""
+    ca_file: str = ""
+    """CAs whose certificates we believe, PEM (cert-manager's ca.crt). Two of them while a CA is being replaced."""
+    trust_domain: TrustDomain = "loanmesh"
+    """Identities of other trust domains are strangers, whoever signed them."""
+    reload_s: Annotated[float, Field(gt=0)] = 10.0
+    """How often files are looked at, seconds. Certificates must be renewed longer than this before they expire."""
+
+
+class TokenSettings(BaseModel, frozen=True, extra="forbid"):
+    """Tokens (JWT) that say which client or operator calls, beside certificates or, on `server.token_listen`, instead
+    of them."""
+
+    keys_file: str = ""
+    """Public keys of the issuer, a JSON Web Key Set; read again when it changes. Empty: no tokens are taken."""
+    issuer: str = ""
+    """The `iss` that tokens must state."""
+    audience: str = "loanmesh"
+    """The `aud` that tokens must state."""
+
+
+class AccessSettings(BaseModel, frozen=True, extra="forbid"):
+    """Who may call what."""
+
+    table_file: str = ""
+    """YAML whose sections (roles, methods, lenders) replace those of the shipped table, loanmesh/runtime/access.yaml.
+    Empty: the shipped one, in which only the client `local` acts for a lender, lenders/demo."""
 
 
 class TelemetrySettings(BaseModel, frozen=True, extra="forbid"):
@@ -75,6 +127,9 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_nested_delimiter="__", frozen=True, extra="forbid")
     server: ServerSettings = ServerSettings()
+    tls: TlsSettings = TlsSettings()
+    tokens: TokenSettings = TokenSettings()
+    access: AccessSettings = AccessSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
@@ -150,7 +205,8 @@ def _not_json(settings_class: type[BaseSettings]) -> Iterator[WrongSetting]:
                 parts = _known(settings_class, f"{name}__")
                 yield WrongSetting(name, "is no JSON object", f"its parts one by one: {parts}")
             elif read is None:
-                yield WrongSetting(name, "is no JSON", "a JSON list")
+                allowed = next((knob.allowed for knob in found if knob.name == name), "")
+                yield WrongSetting(name, "is no JSON", allowed)
 
 
 def _endless(settings: BaseSettings) -> Iterator[WrongSetting]:

@@ -18,6 +18,8 @@ _CODES: dict[type[errors.LoanmeshError], grpc.StatusCode] = {
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
     errors.MissingEvidence: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OverQuota: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DependencyDown: grpc.StatusCode.UNAVAILABLE,

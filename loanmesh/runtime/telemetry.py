@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from loanmesh.runtime.breaker import State
+from loanmesh.runtime.measures import Measure
 from loanmesh.runtime.redaction import redact
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 RPC_SYSTEM_NAME = "rpc.system.name"
 RPC_METHOD = "rpc.method"
 RPC_STATUS_CODE = "rpc.status_code"
+ERROR_TYPE = "error.type"
 SERVER_DURATION = "rpc.server.call.duration"
 CLIENT_DURATION = "rpc.client.call.duration"
 LOOP_LAG = "loanmesh.loop.lag"
@@ -89,6 +91,14 @@ class _Log:
             self._file.flush()
 
 
+def recorder(measure: Measure) -> Callable[[float, Mapping[str, str]], None]:
+    """Records what is distributed, with what it is recorded by; nothing where nothing is exported."""
+    made = metrics.get_meter("loanmesh").create_histogram(
+        measure.name, unit=measure.unit, explicit_bucket_boundaries_advisory=measure.bounds
+    )
+    return made.record
+
+
 def observe(vitals: Vitals) -> Callable[[float], None]:
     """Show a process's vitals as metrics, read when they are exported; returns the recorder of loop lags, seconds.
 
@@ -109,8 +119,19 @@ def observe(vitals: Vitals) -> Callable[[float], None]:
     show("up_down_counter", "loanmesh.bulkhead.waiting", "{call}", lambda v: _each(v, "waiting"))
     show("up_down_counter", "loanmesh.queue.length", "{entry}", _queues)
     show("gauge", "loanmesh.backlog", "{application}", _backlog)
-    show("counter", "loanmesh.decisions", "{decision}", lambda v: _tally(v.decisions, "loanmesh.outcome"))
+    show("gauge", "loanmesh.backlog.age", "s", lambda v: _standing(v, "backlog_age_s"))
+    show("gauge", "loanmesh.pending.age", "s", lambda v: _standing(v, "pending_age_s"))
+    show("gauge", "loanmesh.applications.unowned", "{application}", lambda v: _standing(v, "unowned"))
+    show("counter", "loanmesh.applications.offered", "{application}", lambda v: _tally(v.offered, "loanmesh.priority"))
+    show(
+        "counter", "loanmesh.applications.accepted", "{application}", lambda v: _tally(v.accepted, "loanmesh.priority")
+    )
+    show("counter", "loanmesh.decisions", "{decision}", _decisions)
+    show("counter", "loanmesh.source.reports", "{report}", _source_reports)
+    show("counter", "loanmesh.source.spend", "{fen}", _source_spend)
+    show("gauge", "loanmesh.source.observed", "s", _source_observed)
     show("counter", "loanmesh.degradations", "{decision}", lambda v: _tally(v.degradations, "loanmesh.step"))
+    show("counter", "loanmesh.applications.parked", "{application}", lambda v: _tally(v.parked, "loanmesh.stage"))
     show("up_down_counter", "loanmesh.degradation.in_force", "{step}", _steps)
     return meter.create_histogram(LOOP_LAG, unit="s").record
 
@@ -151,6 +172,34 @@ def _queues(vitals: Vitals) -> Iterator[Observation]:
 def _backlog(vitals: Vitals) -> Iterator[Observation]:
     if vitals.backlog is not None:
         yield Observation(vitals.backlog)
+
+
+def _standing(vitals: Vitals, name: str) -> Iterator[Observation]:
+    if vitals.standing is not None:
+        yield Observation(getattr(vitals.standing, name))
+
+
+def _decisions(vitals: Vitals) -> Iterator[Observation]:
+    for decision, count in list(vitals.decisions.items()):
+        at = {"loanmesh.outcome": decision.outcome, "loanmesh.product": decision.product}
+        yield Observation(count, {**at, "loanmesh.grade": decision.grade})
+
+
+def _source_reports(vitals: Vitals) -> Iterator[Observation]:
+    for source, figures in vitals.sources.items():
+        for state, count in list(figures.reports.items()):
+            yield Observation(count, {"loanmesh.source": source, "loanmesh.report.state": state})
+
+
+def _source_spend(vitals: Vitals) -> Iterator[Observation]:
+    for source, figures in vitals.sources.items():
+        yield Observation(figures.answered * figures.query_fen, {"loanmesh.source": source})
+
+
+def _source_observed(vitals: Vitals) -> Iterator[Observation]:
+    for source, figures in vitals.sources.items():
+        if figures.observed_at is not None:
+            yield Observation(figures.observed_at, {"loanmesh.source": source})
 
 
 def _tally(counts: dict[str, int], attribute: str) -> Iterator[Observation]:

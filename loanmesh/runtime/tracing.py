@@ -22,9 +22,10 @@ _propagator = TraceContextTextMapPropagator()
 
 def current_traceparent() -> str:
     """The W3C trace context of the call under way, to be kept with what it brought; '' where there is none."""
-    carrier: dict[str, str] = {}
-    _propagator.inject(carrier)
-    return carrier.get("traceparent", "")
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
-from lending.bureau.v1.bureau_service_pb2 import CreditProfile, GatherProfilesRequest
+from lending.bureau.v1.bureau_service_pb2 import CreditProfile, GatherProfilesRequest, SourceReport
 from lending.type.v1.party_pb2 import Identity, Party
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.consent import has_consent
 from loanmesh.runtime.guard import Guard, Refused, Verdict
+from loanmesh.runtime.vitals import SourceFigures
 from services.bureau.brownout import Brownout
 from services.bureau.freshness import is_fresh, is_usable
 from services.bureau.profile import Answer, Missing, report
@@ -24,6 +25,10 @@ _VERDICTS = {
     "timeout": Verdict.ILL, "unavailable": Verdict.ILL, "garbage": Verdict.ILL, "overloaded": Verdict.BUSY,
 }  # fmt: skip
 """What words of the wire say of the source; others, as `refused`, say nothing of its health."""
+_STATES = {
+    number: name.removeprefix("STATE_").lower() for name, number in SourceReport.State.items()
+}  # fmt: skip
+"""Words for the states of a report, as metrics have them."""
 log = structlog.get_logger()
 Key = tuple[str, str, str]
 """(lender, hash of the subject, source)."""
@@ -59,6 +64,7 @@ class Gatherer:
     subject_hash  keyed hash of (lender, identity number): the cache holds no numbers.
     guards        one a source.
     brownouts     what is left out while a source is overloaded; a source without one is always asked.
+    figures       one a source: what became of asking it.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Gatherer:
         budget_s: float,
         retry_s: float,
         brownouts: Mapping[str, Brownout] | None = None,
+        figures: Mapping[str, SourceFigures] | None = None,
     ) -> None:
         self._sources = sources
         self._wire = wire
@@ -83,6 +90,7 @@ class Gatherer:
         self._budget_s = budget_s
         self._retry_s = retry_s
         self._brownouts = brownouts or {}
+        self.figures = figures or {source: SourceFigures() for source in sources}
         self._under_way: dict[Key, asyncio.Task[Answer | Missing]] = {}
 
     async def gather(self, items: Sequence[GatherProfilesRequest.Item]) -> list[CreditProfile]:
@@ -147,6 +155,7 @@ class Gatherer:
             return self._missing(refused.cause, refused.retry_s)
         if not isinstance(said, Answer):
             return self._missing(said)
+        self.figures[source.id].answered += 1
         await self._cache.put(key, said)
         return said
 
@@ -168,7 +177,12 @@ class Gatherer:
         for source in self._sources.values():
             key = by_source.get(source.id)
             said = None if key is None else self._said(key, source, cached, tasks, now.timestamp())
-            profile.reports.append(report(source, said, now.timestamp(), spared.get(key, "") if key else ""))
+            made = report(source, said, now.timestamp(), spared.get(key, "") if key else "")
+            figures = self.figures[source.id]
+            figures.reports[_STATES[made.state]] += 1
+            if isinstance(said, Answer):
+                figures.used(said.observed_at)
+            profile.reports.append(made)
         return profile
 
     def _said(

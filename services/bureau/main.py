@@ -13,12 +13,12 @@ from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import BulkheadSettings, make_guard
 from loanmesh.runtime.keys import Keys
-from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.setting_rules import WrongSetting
-from loanmesh.runtime.vitals import Queue, Vitals
+from loanmesh.runtime.vitals import Queue, SourceFigures, Vitals
 from services.bureau import store as stored
 from services.bureau.brownout import SERVE_CACHED, Brownout
 from services.bureau.gather import Gatherer
@@ -42,10 +42,13 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
     sealer = Sealer(keys)
     url = settings.database_url.get_secret_value()
     with opening("BUREAU_DATABASE_URL", url):
-        await asyncio.to_thread(upgrade, url, "services.bureau")
+        await asyncio.to_thread(prepare, url, "services.bureau", settings.migrate)
         database = await open_database(url)
-    wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s)
-    store = AnswerStore(database, sealer)
+    if unknown := set(settings.query_fen) - set(sources):
+        raise WrongSetting("BUREAU_QUERY_FEN", f"no such source: {', '.join(sorted(unknown))}", ", ".join(sources))
+    figures = {name: SourceFigures(settings.query_fen.get(name, 0)) for name in sources}
+    wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s, random.Random())
+    store = AnswerStore(database, clock, sealer)
     bulkhead = BulkheadSettings(at_once_max=settings.gather.at_once_max, waiting_max=settings.gather.waiting_max)
     guards = {name: make_guard(name, "source", settings.breaker, bulkhead, clock, random.Random()) for name in sources}
     brownouts = {
@@ -61,8 +64,10 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         budget_s=settings.gather.budget_s,
         retry_s=settings.gather.retry_s,
         brownouts=brownouts,
+        figures=figures,
     )
     vitals = Vitals(
+        sources=figures,
         guards=list(guards.values()),
         queues=[Queue("cache_writes", lambda: store.waiting, stored.WAITING_MAX)],
         steps=sorted((s for b in brownouts.values() for s in b.steps), key=lambda s: s.name != SERVE_CACHED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -9,7 +10,8 @@ from lending.bureau.v1 import bureau_service_pb2 as pb
 from lending.bureau.v1.bureau_service_pb2_grpc import BureauServiceServicer
 from lending.type.v1.party_pb2 import Identity, Party
 
-from loanmesh.runtime.errors import InvalidRequest
+from loanmesh.runtime.apart import each_apart
+from loanmesh.runtime.errors import InvalidRequest, LoanmeshError
 from loanmesh.runtime.identity import valid_credit_code, valid_resident_id
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.validation import refusal
@@ -31,17 +33,24 @@ class BureauServicer(BureauServiceServicer):
 
     async def GatherProfiles(self, request: pb.GatherProfilesRequest, context: _Context) -> pb.GatherProfilesResponse:
         """One profile an item; an identity that cannot be fails its item alone."""
-        errors = [refusal(item) or _error(item.party) for item in request.items]
-        sound = [item for item, error in zip(request.items, errors, strict=True) if error is None]
+        return await each_apart(request.items, self._gather, _refused)
+
+    async def _gather(self, items: Sequence[pb.GatherProfilesRequest.Item]) -> pb.GatherProfilesResponse:
+        errors = [refusal(item) or _error(item.party) for item in items]
+        sound = [item for item, error in zip(items, errors, strict=True) if error is None]
         profiles = iter(await self._gatherer.gather(sound))
         return pb.GatherProfilesResponse(
             results=[
                 _Result(key=item.key, profile=next(profiles))
                 if error is None
                 else _Result(key=item.key, error=item_status(error))
-                for item, error in zip(request.items, errors, strict=True)
+                for item, error in zip(items, errors, strict=True)
             ]
         )
+
+
+def _refused(item: pb.GatherProfilesRequest.Item, error: LoanmeshError) -> pb.GatherProfilesResponse:
+    return pb.GatherProfilesResponse(results=[_Result(key=item.key, error=item_status(error))])
 
 
 def _error(party: Party) -> InvalidRequest | None:

@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.degradation import StepSettings
+from loanmesh.runtime.migrations import When
 from loanmesh.runtime.setting_rules import DatabaseUrl, HttpUrl
 from loanmesh.runtime.settings import PrivacySettings, ServerSettings, ServiceSettings
 
@@ -48,6 +49,9 @@ class BureauSettings(ServiceSettings):
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7402")
     database_url: DatabaseUrl = SecretStr("sqlite:///var/bureau.db")
     """`sqlite:///path` or `postgresql://user:password@host/name`."""
+    migrate: When = "start"
+    """`start` brings the tables up to date at each start. `check` only looks that `loanmesh migrate` has, and does not
+    start before: so in a cluster, where a Job changes tables, once a release."""
     sources_url: HttpUrl = "http://127.0.0.1:7405"
     """Where the sources are reached; each under /v1/{source}/query."""
     gather: Gather = Gather()
@@ -56,3 +60,6 @@ class BureauSettings(ServiceSettings):
     brownout: BrownoutSettings = BrownoutSettings()
     privacy: PrivacySettings = PrivacySettings(keys_file="var/bureau-keys.json")
     """Keys that the cache is sealed and looked up with."""
+    query_fen: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """What a query of each source costs by contract, fen, e.g. {"central_bank": 200}; a source not named costs nothing.
+    Only counted (`loanmesh.source.spend`): it changes no decision."""

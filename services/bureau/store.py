@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
+from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import Database, Script, Statement
 from loanmesh.runtime.errors import NotNow
 from loanmesh.runtime.sealed import Sealer, Unsealable
@@ -29,14 +30,17 @@ IN_MEMORY_MAX = 50_000
 WAITING_MAX = 10_000
 """Answers that wait for the disk; beyond, the oldest is dropped: it costs a query later."""
 BATCH_MAX = 256
+WRITE_AFTER_S = 0.1
+"""How long an answer waits for others to be written with: a commit costs more than the answers in it."""
 log = structlog.get_logger()
 
 
 class AnswerStore:
     """A cache: losing it costs a query, never a decision. So a broken disk is reported, and gathering goes on."""
 
-    def __init__(self, database: Database, sealer: Sealer) -> None:
+    def __init__(self, database: Database, clock: Clock, sealer: Sealer) -> None:
         self._database = database
+        self._clock = clock
         self._sealer = sealer
         self._memory: OrderedDict[Key, Answer] = OrderedDict()
         self._waiting: OrderedDict[Key, Answer] = OrderedDict()
@@ -117,6 +121,8 @@ class AnswerStore:
 
     async def _write_waiting(self) -> None:
         while self._waiting:
+            if len(self._waiting) < BATCH_MAX:
+                await self._clock.sleep(WRITE_AFTER_S)
             batch = [self._waiting.popitem(last=False) for _ in range(min(BATCH_MAX, len(self._waiting)))]
             # In the order of the key, so that two replicas that write the same rows do not deadlock.
             rows = [

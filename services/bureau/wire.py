@@ -1,22 +1,24 @@
-"""Sources over HTTP: the only module here that opens connections. Retries are tenacity's, and only here."""
+"""Sources over HTTP: what to ask, what each way of failing is called, and the one retry."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
 import json
+import random
 
 import aiohttp
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from loanmesh.runtime.clock import Clock
 from services.bureau.gather import Subject
+from services.bureau.http import Http
 from services.bureau.profile import Answer
 from services.bureau.sources import Garbage, Source
 
-ATTEMPTS = 2
-"""One more try for a broken connection or a 5xx; a source that is down must not be asked more than twice a look."""
+RETRY_WITHIN_S = 0.05
+"""How long at most before the one more try for a broken connection or a 5xx: at random, so that many do not come as
+one. A source that is down must not be asked more than twice a look."""
 BODY_BYTES_MAX = 65_536
 """Longest answer read. Every attribute of the dictionary at its longest fits ten times."""
 FUTURE_S_MAX = 300.0
@@ -34,13 +36,11 @@ class HttpWire:
     timeout_s  for one query with its retry and the waits between.
     """
 
-    def __init__(self, base_url: str, clock: Clock, timeout_s: float) -> None:
-        self._base_url = base_url.rstrip("/")
+    def __init__(self, base_url: str, clock: Clock, timeout_s: float, dice: random.Random) -> None:
+        self._http = Http(base_url, clock)
         self._clock = clock
         self._timeout_s = timeout_s
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=None), connector=aiohttp.TCPConnector(limit=0)
-        )
+        self._dice = dice
 
     async def ask(self, source: Source, subject: Subject) -> Answer | str:
         """The answer, or `timeout`, `unavailable`, `overloaded` (429), `refused` (other 4xx) or `garbage`."""
@@ -58,45 +58,33 @@ class HttpWire:
             return "unavailable"
 
     async def _retrying(self, source: Source, subject: Subject) -> Answer | str:
-        async for attempt in AsyncRetrying(
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.05, max=0.2),
-            retry=retry_if_exception_type((aiohttp.ClientConnectionError, _Down)),
-            sleep=self._clock.sleep,
-            reraise=True,
-        ):
-            with attempt:
-                return await self._once(source, subject)
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            return await self._once(source, subject)
+        except (aiohttp.ClientConnectionError, _Down):
+            await self._clock.sleep(self._dice.uniform(0, RETRY_WITHIN_S))
+            return await self._once(source, subject)
 
     async def _once(self, source: Source, subject: Subject) -> Answer | str:
-        body = {"kind": subject.identity_kind, "value": subject.number}
-        async with self._session.post(f"{self._base_url}/v1/{source.id}/query", json=body) as response:
-            if response.status >= 500:
-                raise _Down
-            if response.status == 429:
-                return "overloaded"
-            if response.status not in (200, 404):
-                return "refused"
-            said = json.loads(await _body(response))
+        asked = json.dumps({"kind": subject.identity_kind, "value": subject.number}).encode()
+        status, answer = await self._http.post(f"/v1/{source.id}/query", asked, BODY_BYTES_MAX)
+        if status >= 500:
+            raise _Down
+        if status == 429:
+            return "overloaded"
+        if status not in (200, 404):
+            return "refused"
+        if answer is None:
+            raise Garbage(f"{source.id}: the answer is longer than {BODY_BYTES_MAX} bytes")
+        said = json.loads(answer)
         now_s = self._clock.now().timestamp()
         observed_at = dt.datetime.fromisoformat(said["observed_at"])
         if observed_at.tzinfo is None or not 0 < observed_at.timestamp() <= now_s + FUTURE_S_MAX:
             raise Garbage(f"{source.id}: observed_at has no zone, or lies in the future or before 1970")
         # A 404 counts as `does not know the subject` only in the source's own words: a proxy's 404 is garbage.
-        found = response.status == 200
+        found = status == 200
         facts = source.read(subject.kind, said["facts"]) if found else {}
         return Answer(found, facts, observed_at.timestamp(), now_s)
 
     async def close(self) -> None:
         """Close connections."""
-        await self._session.close()
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise Garbage(f"the answer is longer than {BODY_BYTES_MAX} bytes")
-    return bytes(body)
+        self._http.close()

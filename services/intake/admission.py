@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from loanmesh.runtime.caller import proven
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import Overloaded, OverQuota
 from services.intake.arrival import Arrivals, read_sent
@@ -33,9 +34,11 @@ class Admission:
         self._clock = clock
 
     def arrived(self, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, float]:
-        """Who calls, and for how long the call queued before we saw it, seconds."""
+        """Who calls, and for how long the call queued before we saw it, seconds. What is proven about the caller goes
+        before what it says of itself."""
         said = {key: value for key, value in metadata if isinstance(value, str)}
-        client = said.get(CLIENT_HEADER, DEFAULT_CLIENT)[:64]
+        who = proven()
+        client = who.client if who else said.get(CLIENT_HEADER, DEFAULT_CLIENT)[:64]
         sent = read_sent(said.get(SENT_HEADER, ""))
         return client, self._arrivals.delay_s(*sent, self._clock.monotonic()) if sent else 0.0
 
@@ -47,4 +50,9 @@ class Admission:
         if queued_s > self._queue_s_max * QUEUE_SHARES.get(priority, OTHERS_SHARE):
             raise Overloaded(f"storing is {queued_s:.1f} s behind; nothing was stored", retry_s=max(0.2, queued_s))
         if retry_s := self._quota.take(client, count, self._clock.monotonic()):
-            raise OverQuota(f"client {client!r} submits more than its quota; nothing was stored", retry_s)
+            most = self._quota.allowance(client)
+            raise OverQuota(
+                f"client {client!r} submits more than its quota of {most.a_second:g} applications a second,"
+                f" {most.burst} at once; nothing was stored; there is room again in {retry_s:.1f} s",
+                retry_s,
+            )

@@ -34,6 +34,13 @@ class State(StrEnum):
     OFFER_ACCEPTED = "OFFER_ACCEPTED"
     WITHDRAWN = "WITHDRAWN"
     EXPIRED = "EXPIRED"
+    PARKED = "PARKED"
+    """Out of the way until a person has looked. Told to nobody but the SRE: for its caller it is pending."""
+
+    @property
+    def shown(self) -> State:
+        """As callers see it."""
+        return State.PENDING if self is State.PARKED else self
 
 
 AGE_YEARS_MAX = 130
@@ -44,8 +51,9 @@ FINAL = frozenset({State.DECIDED, State.OFFER_ACCEPTED, State.WITHDRAWN, State.E
 
 _ALLOWED_FROM = {
     "accept an offer of": {State.DECIDED},
-    "withdraw": {State.PENDING, State.AWAITING_INFORMATION, State.IN_REVIEW, State.DECIDED},
+    "withdraw": {State.PENDING, State.PARKED, State.AWAITING_INFORMATION, State.IN_REVIEW, State.DECIDED},
     "supply information to": {State.AWAITING_INFORMATION},
+    "release": {State.PARKED},
 }
 _WAY_OUT = {
     State.PENDING: "WatchApplication tells when it is decided",
@@ -61,10 +69,13 @@ _WAY_OUT = {
 def require_allowed(change: str, application_id: str, state: State) -> None:
     """Raise WrongState, naming thing, state and way out, when the state does not allow the change."""
     if state not in _ALLOWED_FROM[change]:
-        allowed = " or ".join(sorted(_ALLOWED_FROM[change]))
+        allowed = " or ".join(
+            sorted({state.shown if change != "release" else state for state in _ALLOWED_FROM[change]})
+        )
         raise WrongState(
-            f"cannot {change} application {application_id}: it is {state}, not {allowed}; {_WAY_OUT[state]}",
-            state=state.value,
+            f"cannot {change} application {application_id}: it is {state.shown}, not {allowed};"
+            f" {_WAY_OUT[state.shown]}",
+            state=state.shown.value,
         )
 
 
@@ -116,8 +127,18 @@ class Claim:
     not_before: float = 0.0
     """Its place in the queue: when it came, or may be looked at again, by the database's clock."""
     traceparent: str = ""
+    faults: int = 0
+    """At how many attempts it broke a stage."""
+    supplied: bool = False
+    """Whether its applicant was asked for something and supplied it: it was not us alone that it waited for."""
     cover: Cover | None = field(default=None, repr=False, compare=False)
     """How its content is kept; None where it comes from no store."""
+
+    @property
+    def trace_id(self) -> str:
+        """The trace it came with, 32 hexadecimal digits; '' where it was not traced."""
+        parts = self.traceparent.split("-")
+        return parts[1] if len(parts) == 4 else ""
 
 
 @dataclass(frozen=True)
@@ -153,6 +174,17 @@ def as_stored(new: New) -> Snapshot:
 
 
 @dataclass(frozen=True)
+class ParkedView:
+    """A parked application, as the SRE sees it; `details` are those of its `parked` event."""
+
+    lender: str
+    id: str
+    parked_at: float
+    due_at: float
+    details: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Happening:
     """An event as stored."""
 
@@ -164,10 +196,13 @@ class Happening:
     hash: str = ""
 
 
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+
+
 def chain(before: str, application_id: str, event: Happening) -> str:
     """Hash of an event over all it says and the hash before it, SHA-256 hexadecimal; '' comes before the first."""
     said = [before, application_id, event.seq, event.kind, repr(event.at), event.actor, event.details]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(_canonical(said).encode()).hexdigest()
 
 
 def borrower(application: Application) -> Party:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import accumulate
 
@@ -23,6 +23,10 @@ REFRESH_SHARE = 0.02
 """Share of the time that may go into asking for the backlog: counting a very long one takes a while itself."""
 PATIENCE_S = 0.05
 """How long an answer waits for a new count; then the last one has to do. An estimate must not hold up a receipt."""
+TOLD_MAX = 1024
+"""Estimates that are kept to see whether they come true. Those of a second mean no more than soon, and are not."""
+TOLD_FACTOR = 10
+"""What takes this many times as long as was told is decided elsewhere, or will never tell us anything."""
 Backlog = Sequence[tuple[int, int, int, int]]
 """Rows of (priority, second in which they came, how many, held by how many replicas), in the order of their turn."""
 
@@ -38,11 +42,33 @@ class Estimate:
         self._was_busy = False
         # Busy time before and after, when, and how many.
         self._decided: deque[tuple[float, float, float, int]] = deque()
+        self._decided_in_all = 0
         self._turns: list[tuple[int, int]] = []
         self._ahead: list[int] = [0]
         self._replicas = 1
         self._refresh_at = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
+        # When, and how many seconds; oldest first.
+        self._told: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def told(self, application_id: str, seconds: float) -> None:
+        """A caller was told so for the first time; kept for as many as there is room."""
+        if seconds <= AT_LEAST_S:
+            return
+        now = self._clock.monotonic()
+        if len(self._told) >= TOLD_MAX:
+            at, said_s = next(iter(self._told.values()))
+            if now - at < said_s * TOLD_FACTOR:
+                return
+            self._told.popitem(last=False)
+        self._told.setdefault(application_id, (now, seconds))
+
+    def came_true(self, application_id: str) -> float | None:
+        """It was just decided: after how many times as long as was told; None where nothing is kept of that."""
+        if (kept := self._told.pop(application_id, None)) is None:
+            return None
+        at, said_s = kept
+        return (self._clock.monotonic() - at) / said_s
 
     def decided(self, count: int, busy: bool) -> None:
         """So many were just decided; whether there is still work. Time without work does not count."""
@@ -51,13 +77,14 @@ class Estimate:
         if self._was_busy:
             before, self._busy_s = self._busy_s, self._busy_s + now - self._last
             self._decided.append((before, self._busy_s, now, count))
+            self._decided_in_all += count
         self._last, self._was_busy = now, busy
 
     async def seconds(self, priority: int, not_before: float) -> float:
         """Seconds until an application of the class is decided that came, or may be looked at, at `not_before`."""
         await self._refreshed()
         ahead = self._ahead[bisect_right(self._turns, (priority, int(not_before)))]
-        rate = self._rate()
+        rate = self.rate()
         if rate is None:
             return AT_LEAST_S if ahead < 64 else UNKNOWN_S
         return max(AT_LEAST_S, ahead / (rate * self._replicas))
@@ -88,13 +115,13 @@ class Estimate:
         self._ahead = [0, *accumulate(count for _, _, count, _ in backlog)]
         self._replicas = max([1, *(held for *_, held in backlog)])
 
-    def _rate(self) -> float | None:
+    def rate(self) -> float | None:
         """Decided a second of busy time by this replica; None before there is a figure."""
         while self._decided and (
             self._decided[0][1] < self._busy_s - WINDOW_S or self._decided[0][2] < self._clock.monotonic() - FORGET_S
         ):
-            self._decided.popleft()
+            self._decided_in_all -= self._decided.popleft()[-1]
         if not self._decided:
             return None
         span_s = self._busy_s - self._decided[0][0]
-        return max(0.1, sum(count for *_, count in self._decided) / max(span_s, 0.05))
+        return max(0.1, self._decided_in_all / max(span_s, 0.05))

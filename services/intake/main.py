@@ -10,31 +10,41 @@ from pathlib import Path
 
 import structlog
 import yaml
+from externalscaler.externalscaler_pb2_grpc import add_ExternalScalerServicer_to_server
 from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_to_server
+from lending.intake.v1.parking_service_pb2_grpc import add_ParkingServiceServicer_to_server
 
+from loanmesh.runtime import measures, telemetry
 from loanmesh.runtime.breaker import State
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
+from loanmesh.runtime.degradation import Step
 from loanmesh.runtime.guard import Guard, make_guard
 from loanmesh.runtime.keys import Keys
-from loanmesh.runtime.migrations import upgrade
+from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, linked_span
-from loanmesh.runtime.vitals import Queue, Vitals
+from loanmesh.runtime.vitals import Queue, Standing, Vitals
 from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
+from services.intake.parking import Parking
+from services.intake.parking_servicer import SERVICE_NAME as PARKING
+from services.intake.parking_servicer import ParkingServicer
 from services.intake.pipeline import Pipeline
-from services.intake.ports import Deferred, Result
+from services.intake.ports import Decided, Deferred, Result
 from services.intake.privacy import Privacy
-from services.intake.quota import Quota
+from services.intake.quota import Allowance, Quota
+from services.intake.reception import Reception
 from services.intake.replay import Replay
+from services.intake.scaler import Scaler
+from services.intake.scaler_servicer import ScalerServicer
 from services.intake.servicer import IntakeServicer
 from services.intake.settings import IntakeSettings
 from services.intake.store import Store
@@ -73,12 +83,17 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     privacy = Privacy(Sealer(keys), seals=settings.privacy.seal_new)
     url = settings.database_url.get_secret_value()
     with opening("INTAKE_DATABASE_URL", url):
-        await asyncio.to_thread(upgrade, url, "services.intake")
+        await asyncio.to_thread(prepare, url, "services.intake", settings.migrate)
         database = await open_database(url)
     owner = new_owner("intake")
     store = Store(database, clock, owner, settings.lease.duration_s, privacy)
     channels = [
-        open_channel(target, clock, deadline_s) for target in (settings.bureau, settings.scoring, settings.pricing)
+        open_channel(target, clock, deadline_s, service=name, tls=settings.tls)
+        for name, target in (
+            ("bureau", settings.bureau),
+            ("scoring", settings.scoring),
+            ("pricing", settings.pricing),
+        )
     ]
     guards = [
         make_guard(name, "service", settings.downstream.breaker, settings.downstream.bulkhead, clock, random.Random())
@@ -88,15 +103,33 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock)
     arrivals = Arrivals()
-    quota = Quota(settings.quota.a_second, settings.quota.burst)
+    quota = Quota(
+        settings.quota.a_second,
+        settings.quota.burst,
+        {name: Allowance(one.a_second, one.burst) for name, one in settings.quota.clients.items()},
+    )
     admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
 
-    vitals = Vitals(guards=guards, count_backlog=estimate.backlog)
+    report = structlog.get_logger().warning
+
+    def told(step: Step, in_force: bool) -> None:
+        report("stage_is_down" if in_force else "stage_is_up", stage=step.subject, cause=step.cause)
+
+    async def look() -> Standing:
+        return Standing(*await store.standing(settings.lease.poll_s))
+
+    parking = Parking(settings.parking, clock, random.Random(), told)
+    vitals = Vitals(guards=guards, count_backlog=estimate.backlog, steps=list(parking.steps.values()), look=look)
+    decision_s = telemetry.recorder(measures.DECISION)
+    quotient = telemetry.recorder(measures.ESTIMATE)
 
     def settled(results: Mapping[str, Result]) -> None:
         estimate.decided(sum(not isinstance(result, Deferred) for result in results.values()), worker.busy)
         watch.settled(results)
-        tally(vitals, results.values())
+        tally(vitals, results.values(), decision_s)
+        for key, result in results.items():
+            if isinstance(result, Decided) and (came_true := estimate.came_true(key)) is not None:
+                quotient(came_true, {})
 
     pipeline = Pipeline(
         GrpcBureau(channels[0], guards[0]),
@@ -106,6 +139,8 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         clock,
         random.Random(),
         settings.due.information_days,
+        parking,
+        report,
     )
 
     async def decide(claims: Sequence[Claim]) -> Mapping[str, Result]:
@@ -124,7 +159,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         settled=settled,
         pressed=lambda: arrivals.pressed(clock.monotonic()),
         may_begin=lambda: batches_allowed(guards),
-        report=structlog.get_logger().warning,
+        report=report,
     )
     servicer = IntakeServicer(
         store,
@@ -139,7 +174,10 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         settings.work.accepts_waiting_max,
         admission,
         current_traceparent,
+        Reception(vitals, telemetry.recorder(measures.ACKNOWLEDGEMENT)),
     )
+    scaler = Scaler(estimate, store.arrived, settings.scaler, clock)
+    scaler_servicer = ScalerServicer(scaler, clock, settings.scaler.streams_max)
     vitals.queues.append(Queue("work", lambda: worker.waiting, settings.work.held_max))
     if settings.work.decides:
         worker.start()
@@ -147,6 +185,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     looking = asyncio.create_task(keys.look_forever())
 
     async def drain() -> None:
+        scaler_servicer.leave()
         await worker.drain()
         watch.leave()
 
@@ -157,8 +196,12 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         await database.close()
 
     return Service(
-        [(add_IntakeServiceServicer_to_server, servicer)],
-        ["lending.intake.v1.IntakeService"],
+        [
+            (add_IntakeServiceServicer_to_server, servicer),
+            (add_ExternalScalerServicer_to_server, scaler_servicer),
+            (add_ParkingServiceServicer_to_server, ParkingServicer(store, watch.changed)),
+        ],
+        ["lending.intake.v1.IntakeService", PARKING, "externalscaler.ExternalScaler"],
         close=close,
         drain=drain,
         vitals=vitals,

@@ -30,11 +30,15 @@ from lending.type.v1.offer_pb2 import Offer
 from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.guard import Guard, Refused, Verdict
 from loanmesh.runtime.status import code_of, error_info, verdict_of
-from services.intake.application import borrower
-from services.intake.ports import Case, Unavailable, Unfit
+from services.intake.ports import Answer, Broken, Case, Unavailable, Unfit
 
 # Above bureau's gather budget of a second, so that it answers with what it has before we give up.
 DEADLINES_S = {"GatherProfiles": 3.0, "ScoreProfiles": 2.0, "PriceApplications": 2.0, "ScheduleRepayments": 1.0}
+_NOT_NOW = frozenset({
+    grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED,
+})  # fmt: skip
+"""Said of one item: nothing is wrong with it, its time will come."""
 log = structlog.get_logger()
 T = TypeVar("T", CreditProfile, Score, Pricing)
 S = TypeVar("S")
@@ -57,7 +61,7 @@ class GrpcBureau:
         self._guard = guard
         self._stub = BureauServiceStub(channel)
 
-    async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Unavailable | Unfit]:
+    async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Answer]:
         """One profile a case."""
 
         async def call(cases: Sequence[Case]) -> list[CreditProfile | Status]:
@@ -65,7 +69,7 @@ class GrpcBureau:
                 GatherProfilesRequest.Item(
                     key=key_of(case),
                     lender=case.claim.lender,
-                    party=borrower(case.application),
+                    party=case.party,
                     consents=case.application.consents,
                 )
                 for case in cases
@@ -83,14 +87,14 @@ class GrpcScoring:
         self._guard = guard
         self._stub = ScoringServiceStub(channel)
 
-    async def score(self, cases: Sequence[Case]) -> Sequence[Score | Unavailable | Unfit]:
+    async def score(self, cases: Sequence[Case]) -> Sequence[Score | Answer]:
         """One score a case."""
 
         async def call(cases: Sequence[Case]) -> list[Score | Status]:
             items = [
                 ScoreProfilesRequest.Item(
                     key=key_of(case),
-                    party_kind=borrower(case.application).kind,
+                    party_kind=case.party.kind,
                     profile=case.profile,
                     declaration=case.application.declaration,
                     age_years=case.age_years,
@@ -110,7 +114,7 @@ class GrpcPricing:
         self._guard = guard
         self._stub = PricingServiceStub(channel)
 
-    async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Unavailable | Unfit]:
+    async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Answer]:
         """One pricing a case."""
 
         async def call(cases: Sequence[Case]) -> list[Pricing | Status]:
@@ -118,7 +122,7 @@ class GrpcPricing:
                 PriceApplicationsRequest.Item(
                     key=key_of(case),
                     lender=case.claim.lender,
-                    party_kind=borrower(case.application).kind,
+                    party_kind=case.party.kind,
                     loan=case.application.loan,
                     declaration=case.application.declaration,
                     profile=case.profile,
@@ -156,7 +160,7 @@ class GrpcPricing:
 
 async def _ask(
     guard: Guard, cases: Sequence[Case], call: Callable[[Sequence[Case]], Awaitable[list[T | Status]]]
-) -> Sequence[T | Unavailable | Unfit]:
+) -> Sequence[T | Answer]:
     count = len(cases)
 
     def judge(said: list[T | Status] | grpc.aio.AioRpcError) -> Verdict:
@@ -179,6 +183,7 @@ async def _ask(
                 # where the fault is the request's: a service that is ill must not be asked more for it.
                 halves = (cases[: count // 2], cases[count // 2 :])
                 return [answer for half in halves for answer in await _ask(guard, half, call)]
+            return [Broken(f"{guard.name}_refused", "INVALID_ARGUMENT")]
         return [Unavailable(f"{guard.name}_unavailable")] * count
     if len(said) != count:
         return [Unavailable(f"{guard.name}_error")] * count
@@ -200,13 +205,15 @@ def _verdict_within_callers_deadline(said: ScheduleRepaymentsResponse | grpc.aio
     return Verdict.NONE if said.code() == grpc.StatusCode.DEADLINE_EXCEEDED else verdict_of(said.code())
 
 
-def _unpack(service: str, status: Status) -> Unavailable | Unfit:
+def _unpack(service: str, status: Status) -> Answer:
     info = error_info(status)
     if info and info.reason == "MISSING_EVIDENCE":
         return Unavailable("source_missing", missing_sources=tuple(info.metadata["sources"].split(",")))
     if code_of(status) == grpc.StatusCode.INVALID_ARGUMENT:
         return Unfit(_field(status), info.reason if info else "INVALID_REQUEST")
-    return Unavailable(f"{service}_error")
+    if code_of(status) in _NOT_NOW:
+        return Unavailable(f"{service}_unavailable", overloaded=code_of(status) == grpc.StatusCode.RESOURCE_EXHAUSTED)
+    return Broken(f"{service}_error", info.metadata["error_type"] if info else code_of(status).name)
 
 
 def _timestamp(at: dt.datetime) -> Timestamp:

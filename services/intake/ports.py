@@ -11,8 +11,9 @@ from lending.bureau.v1.bureau_service_pb2 import CreditProfile
 from lending.intake.v1.intake_service_pb2 import Application
 from lending.pricing.v1.pricing_service_pb2 import Pricing
 from lending.scoring.v1.scoring_service_pb2 import Score
+from lending.type.v1.party_pb2 import Party
 
-from services.intake.application import Claim, Happening, New, Snapshot, State, Stored
+from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,24 @@ class Unfit:
     reason: str
 
 
+@dataclass(frozen=True)
+class Broken:
+    """A stage broke on one application: the fault of its content or of our code, not of a dependency that is away."""
+
+    cause: str
+    """Stable word, e.g. `scoring_error`."""
+    error_type: str
+    """Type of the error, never its text."""
+
+
 @dataclass
 class Case:
     """One application on its way through the stages; each stage adds what it found."""
 
     claim: Claim
     application: Application
+    party: Party
+    """Who owes the loan."""
     profile: CreditProfile | None = None
     score: Score | None = None
     pricing: Pricing | None = None
@@ -65,6 +78,8 @@ class Decided:
     decided_at: float
     due_at: float | None
     details: dict[str, str]
+    product: str = ""
+    """The product decided on; one of policy's."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,19 @@ class Deferred:
     at: float
     overloaded: bool = False
     """Turned away as too much at once: it keeps its place in the queue, and the worker slows down."""
+    broke: bool = False
+    """Whether it broke a stage: counted, and at the last of several such attempts it is parked instead."""
+
+
+@dataclass(frozen=True)
+class Parked:
+    """Broke a stage at each of several attempts: out of the way until a person has looked."""
+
+    claim: Claim
+    stage: str
+    broken: Broken
+    due_at: float
+    at: float
 
 
 @dataclass(frozen=True)
@@ -89,25 +117,27 @@ class Awaiting:
     at: float
 
 
-Result = Decided | Deferred | Awaiting
+Result = Decided | Deferred | Awaiting | Parked
+Answer = Unavailable | Unfit | Broken
+"""What a stage says of an application when it has no answer."""
 
 
 class Bureau(Protocol):
     """Gathers profiles; one answer a case, in order; never raises."""
 
-    async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Unavailable | Unfit]: ...
+    async def gather(self, cases: Sequence[Case]) -> Sequence[CreditProfile | Answer]: ...
 
 
 class Scoring(Protocol):
     """Scores profiles; one answer a case, in order; never raises."""
 
-    async def score(self, cases: Sequence[Case]) -> Sequence[Score | Unavailable | Unfit]: ...
+    async def score(self, cases: Sequence[Case]) -> Sequence[Score | Answer]: ...
 
 
 class Pricer(Protocol):
     """Prices applications; one answer a case, in order; never raises."""
 
-    async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Unavailable | Unfit]: ...
+    async def price(self, cases: Sequence[Case]) -> Sequence[Pricing | Answer]: ...
 
 
 class Settlement(Protocol):
@@ -142,3 +172,4 @@ class Records(Protocol):
         details: dict[str, str],
         apply: Callable[[State, bytes, bytes | None], dict[str, object]],
     ) -> None: ...
+    async def parked(self, page_size: int, page_token: str, cause: str) -> tuple[list[ParkedView], str]: ...

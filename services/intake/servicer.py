@@ -29,12 +29,14 @@ from loanmesh.runtime.errors import (
 )
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.validation import violations
+from loanmesh.runtime.vitals import Vitals
 from services.intake import application as domain
 from services.intake.admission import Admission
 from services.intake.application import FINAL, New, Snapshot, State, Stored
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
-from services.intake.ports import Awaiting, Decided, Records
+from services.intake.ports import Awaiting, Decided, Parked, Records
+from services.intake.reception import Reception
 from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
 from services.intake.worker import Worker
@@ -69,6 +71,7 @@ class IntakeServicer(IntakeServiceServicer):
         accepts_waiting_max: int,
         admission: Admission,
         traceparent: Callable[[], str] = str,
+        reception: Reception | None = None,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -81,6 +84,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._new_id = new_id
         self._admission = admission
         self._traceparent = traceparent
+        self._reception = reception or Reception(Vitals(), lambda *_: None)
         self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
         self._aside_max = max(1, accepts_waiting_max // BATCH_ITEMS_MAX)
         self._accepts: Batcher[New, Stored] = Batcher(
@@ -100,12 +104,15 @@ class IntakeServicer(IntakeServiceServicer):
         """Store, acknowledge; wait for the decision where asked."""
         client, delay_s = self._admission.arrived(context.invocation_metadata() or ())
         started = self._clock.monotonic()
-        new = self._new(request.parent, request, client)
+        new = self._new(request.parent, request, client, self._traceparent())
+        self._reception.offered((new,))
         self._admission.admit(client, new.priority, 1, max(delay_s, self._accepts.waited_s))
         wait_s = request.wait.ToNanoseconds() / 1e9
         with self._watch(new.id) as watching:
             stored = await self._accept(new)
-            queued = ((QUEUE_HEADER, f"{(delay_s + self._clock.monotonic() - started) * 1000:.0f}"),)
+            took_s = delay_s + self._clock.monotonic() - started
+            self._reception.acknowledged((new,), (stored,), took_s)
+            queued = ((QUEUE_HEADER, f"{took_s * 1000:.0f}"),)
             context.set_trailing_metadata(queued)
             snapshot = await self._snapshot(stored, new)
             if wait_s > 0 and snapshot.state not in FINAL:
@@ -124,19 +131,23 @@ class IntakeServicer(IntakeServiceServicer):
         client, delay_s = self._admission.arrived(context.invocation_metadata() or ())
         started = self._clock.monotonic()
         response = pb.BatchSubmitApplicationsResponse()
+        traceparent = self._traceparent()
         good: list[tuple[pb.BatchSubmitApplicationsResponse.Result, New]] = []
         for item in request.requests:
             result = response.results.add(request_id=item.request_id)
             try:
-                good.append((result, self._new(request.parent, _checked(request.parent, item), client)))
+                good.append((result, self._new(request.parent, _checked(request.parent, item), client, traceparent)))
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
         # As the least urgent among them: one interactive item must not carry hundreds of others through the door.
+        self._reception.offered(new for _, new in good)
         least_urgent = max((new.priority for _, new in good), default=pb.PRIORITY_BULK)
         self._admission.admit(client, least_urgent, len(good), max(delay_s, self._accepts.waited_s))
         if len(self._aside) >= self._aside_max:
             raise Overloaded(f"{len(self._aside)} batches are being stored already; nothing was stored", retry_s=0.5)
         stored = await asyncio.shield(self._accept_aside([new for _, new in good]))
+        took_s = delay_s + self._clock.monotonic() - started
+        self._reception.acknowledged([new for _, new in good], stored, took_s)
         old = await self._store.get_many([one.id for one in stored if one.existed])
         for (result, new), one in zip(good, stored, strict=True):
             try:
@@ -149,7 +160,7 @@ class IntakeServicer(IntakeServiceServicer):
         context.set_trailing_metadata(((QUEUE_HEADER, f"{(delay_s + self._clock.monotonic() - started) * 1000:.0f}"),))
         return response
 
-    def _new(self, parent: str, request: pb.SubmitApplicationRequest, client: str) -> New:
+    def _new(self, parent: str, request: pb.SubmitApplicationRequest, client: str, traceparent: str) -> New:
         """The application as it will be stored. Raises InvalidRequest."""
         now = self._clock.now()
         if unsound := list(domain.unsound(request.application, now)):
@@ -166,7 +177,7 @@ class IntakeServicer(IntakeServiceServicer):
             priority=int(inputs.priority or pb.PRIORITY_INTERACTIVE),
             channel=inputs.channel,
             created_at=now.timestamp(),
-            traceparent=self._traceparent(),
+            traceparent=traceparent,
             numbers=tuple(party.identity.value for party in inputs.parties),
         )
 
@@ -216,7 +227,7 @@ class IntakeServicer(IntakeServiceServicer):
             async with asyncio.timeout(wait_s):
                 while not isinstance(result := await watching.next_change(), Decided):
                     # Changed elsewhere, by another replica or its applicant; or nothing comes without the applicant.
-                    if result is None or isinstance(result, Awaiting):
+                    if result is None or isinstance(result, Awaiting | Parked):
                         snapshot = await self._store.get(new.lender, stored.id)
                         if snapshot.state != State.PENDING:
                             return snapshot
@@ -332,9 +343,10 @@ class IntakeServicer(IntakeServiceServicer):
         stored = await self._store.decision_with_evidence(lender, application_id, assessment)
         if stored is None:
             which = f"has no decided assessment {assessment}" if assessment else "is not decided"
+            state = snapshot.state.shown
             raise WrongState(
-                f"application {application_id} {which}; it is {snapshot.state}; WatchApplication tells when it is",
-                state=snapshot.state.value,
+                f"application {application_id} {which}; it is {state}; WatchApplication tells when it is",
+                state=state.value,
             )
         return snapshot, stored
 
@@ -360,6 +372,8 @@ class IntakeServicer(IntakeServiceServicer):
                 "missing": "[]",
                 "due_at": None,
                 "not_before": 0.0,
+                # What broke a stage before may be just what was replaced.
+                "faults": 0,
             }
 
         if not (request.consents or request.HasField("declaration") or request.product):
@@ -422,7 +436,7 @@ class IntakeServicer(IntakeServiceServicer):
     async def _to_proto(self, snapshot: Snapshot) -> pb.Application:
         application = pb.Application.FromString(snapshot.payload)
         application.name = f"{snapshot.lender}/applications/{snapshot.id}"
-        application.state = pb.Application.State.Value(f"STATE_{snapshot.state}")
+        application.state = pb.Application.State.Value(f"STATE_{snapshot.state.shown}")
         application.revision = snapshot.revision
         application.accepted_offer_id = snapshot.accepted_offer
         application.waiting_for.extend(snapshot.waiting_for)
@@ -437,6 +451,11 @@ class IntakeServicer(IntakeServiceServicer):
             start = max(snapshot.not_before, self._clock.now().timestamp())
             estimate_s = await self._estimate.seconds(snapshot.priority, snapshot.not_before)
             _set_time(application.estimate_time, start + estimate_s)
+            if snapshot.revision == 1:
+                self._estimate.told(snapshot.id, estimate_s)
+        elif snapshot.state == State.PARKED:
+            # Nobody works on it; what can be told is by when somebody will have looked.
+            _set_time(application.estimate_time, max(snapshot.due_at or 0.0, self._clock.now().timestamp()))
         return application
 
 

@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.guard import BulkheadSettings
+from loanmesh.runtime.migrations import When
 from loanmesh.runtime.setting_rules import DatabaseUrl, Target
 from loanmesh.runtime.settings import PrivacySettings, ServerSettings, ServiceSettings
 
@@ -39,8 +40,8 @@ class Work(BaseModel, frozen=True, extra="forbid"):
     """Whether this replica decides. False: it only accepts and answers, and leaves deciding to the others."""
 
 
-class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
-    """How much each caller, named by `loanmesh-client`, may submit to this replica."""
+class ClientQuota(BaseModel, frozen=True, extra="forbid"):
+    """How much one caller may submit to this replica."""
 
     a_second: Annotated[float, Field(ge=0)] = 0.0
     """Applications a second. 0: as many as it likes."""
@@ -48,11 +49,38 @@ class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
     """How many at once after a rest."""
 
 
+class QuotaSettings(ClientQuota, frozen=True, extra="forbid"):
+    """How much each caller may submit to this replica. Its name is proven by certificate or token; in plaintext it is
+    what `loanmesh-client` says."""
+
+    clients: dict[str, ClientQuota] = {}
+    """Other values for clients by their names, as {"shop": {"a_second": 50, "burst": 500}}."""
+
+
 class Due(BaseModel, frozen=True, extra="forbid"):
     """How long we wait for people."""
 
     information_days: Annotated[float, Field(gt=0)] = 14.0
     """Days an applicant has to supply what is missing."""
+
+
+class ParkingSettings(BaseModel, frozen=True, extra="forbid"):
+    """What happens to an application that breaks a stage: the fault of its content, or of our code."""
+
+    attempts_max: Annotated[int, Field(ge=1, le=100)] = 5
+    """After this many attempts that broke a stage it is parked: nobody works on it until an SRE releases it."""
+    wait_s_first: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds between the first such attempt and the next; four times as long each time."""
+    wait_s_max: Annotated[float, Field(gt=0)] = 60.0
+    """Longest such wait, seconds."""
+    due_hours: Annotated[float, Field(gt=0)] = 24.0
+    """By when its caller is told that a person will have looked, hours after it was parked."""
+    window: Annotated[int, Field(ge=10, le=100_000)] = 200
+    """How many of the newest applications tell whether it is the application or the stage that is broken."""
+    mass_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of them from which the stage counts as down, and nothing is parked for it any more."""
+    mass_min: Annotated[int, Field(ge=2)] = 10
+    """... and at least so many: a few bad ones on a quiet day are no bad release."""
 
 
 class Downstream(BaseModel, frozen=True, extra="forbid"):
@@ -75,6 +103,39 @@ class IntakePrivacy(PrivacySettings, frozen=True, extra="forbid"):
     """Whether new applications are sealed. False only while replicas of a release that cannot read them run beside."""
 
 
+class ScalerSettings(BaseModel, frozen=True, extra="forbid"):
+    """How many replicas KEDA is told are wanted. Figures of one replica with a core of its own, cold, as `make bench`
+    measured them; `loanmesh promotion capacity` says those of another machine, and a ScaledObject may say its own."""
+
+    accepts_a_second: Annotated[float, Field(gt=0)] = 1450.0
+    """Applications that a replica of intake accepts a second, one by one."""
+    decides_a_second: Annotated[float, Field(gt=0)] = 1200.0
+    """Applications that a replica of intake-worker takes through the stages a second."""
+    bureau_a_second: Annotated[float, Field(gt=0)] = 520.0
+    """Applications that a replica of bureau gathers evidence for a second, all of it asked for anew."""
+    scoring_a_second: Annotated[float, Field(gt=0)] = 4000.0
+    """Applications that a replica of scoring scores a second."""
+    pricing_a_second: Annotated[float, Field(gt=0)] = 2300.0
+    """Applications that a replica of pricing prices a second."""
+    drain_s: Annotated[float, Field(gt=0)] = 60.0
+    """Within how many seconds a backlog should be gone. Less asks for more replicas."""
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of a replica that traffic alone may use; the rest is for what comes unforeseen."""
+    streams_max: Annotated[int, Field(ge=1, le=1000)] = 64
+    """Streams that KEDA may hold open on a replica; two a trigger of type external-push."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """What one replica does, applications a second, by service."""
+        return {
+            "intake": self.accepts_a_second,
+            "intake-worker": self.decides_a_second,
+            "bureau": self.bureau_a_second,
+            "scoring": self.scoring_a_second,
+            "pricing": self.pricing_a_second,
+        }
+
+
 class IntakeSettings(ServiceSettings):
     """INTAKE_* in the environment, `intake:` in the file."""
 
@@ -82,6 +143,9 @@ class IntakeSettings(ServiceSettings):
     server: ServerSettings = ServerSettings(listen="127.0.0.1:7401")
     database_url: DatabaseUrl = SecretStr("sqlite:///var/intake.db")
     """`sqlite:///path` or `postgresql://user:password@host/name`."""
+    migrate: When = "start"
+    """`start` brings the tables up to date at each start. `check` only looks that `loanmesh migrate` has, and does not
+    start before: so in a cluster, where a Job changes tables, once a release."""
     bureau: Target = "127.0.0.1:7402"
     """Addresses of bureau: host:port, several with commas, or dns:///name:port."""
     scoring: Target = "127.0.0.1:7403"
@@ -94,3 +158,5 @@ class IntakeSettings(ServiceSettings):
     quota: QuotaSettings = QuotaSettings()
     downstream: Downstream = Downstream()
     privacy: IntakePrivacy = IntakePrivacy()
+    scaler: ScalerSettings = ScalerSettings()
+    parking: ParkingSettings = ParkingSettings()

@@ -18,9 +18,9 @@ from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import Database, Row, Script, Statement
 from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, RequestIdConflict, WrongState
 from loanmesh.runtime.sealed import Unsealable
-from services.intake.application import Claim, Happening, New, Snapshot, State, Stored, chain
+from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored, chain
 from services.intake.held import AGED_SHARE
-from services.intake.ports import Awaiting, Decided, Deferred, Result
+from services.intake.ports import Awaiting, Decided, Deferred, Parked, Result
 from services.intake.privacy import PARTS, Cover, Privacy, name_of, part_of
 
 _INSERT = """
@@ -37,7 +37,8 @@ WHERE id IN (SELECT id FROM application
   WHERE state = 'PENDING' AND not_before <= {now} AND (owner IS NULL OR lease_until < {now})
   ORDER BY {order} LIMIT ? {skip_locked})
 RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at, priority,
-  not_before, traceparent, key_id, data_key"""
+  not_before, traceparent, faults, original IS NOT NULL,
+  key_id, data_key"""
 _CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
 _CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
 _RENEW = """
@@ -55,8 +56,12 @@ UPDATE application SET state = 'AWAITING_INFORMATION', missing = ?, due_at = ?, 
 WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
 _DEFER = """
 UPDATE application SET owner = NULL, lease_until = NULL, waiting_for = ?,
-  not_before = CASE WHEN ? = 1 THEN not_before ELSE {now} + ? END,
+  not_before = CASE WHEN ? = 1 THEN not_before ELSE {now} + ? END, faults = faults + ?,
   revision = revision + ?, event_hash = ?, updated_at = ?
+WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
+_PARK = """
+UPDATE application SET state = 'PARKED', due_at = ?, owner = NULL, lease_until = NULL, waiting_for = '["parked"]',
+  faults = faults + 1, revision = revision + 1, event_hash = ?, updated_at = ?
 WHERE id = ? AND fence = ? AND revision = ? AND state = 'PENDING' RETURNING id"""
 _INSERT_EVENT = "INSERT INTO event (application_id, seq, kind, at, actor, details, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _INSERT_DECISION = """
@@ -79,20 +84,40 @@ WHERE due_at IS NOT NULL AND due_at < {now} AND state IN ('AWAITING_INFORMATION'
 _BACKLOG = """
 SELECT priority, CAST(not_before AS BIGINT), count(*), count(DISTINCT owner) FROM application
 WHERE state = 'PENDING' AND not_before <= {now} GROUP BY 1, 2 ORDER BY 1, 2"""
+_ARRIVED = "SELECT count(*) FROM (SELECT 1 FROM application WHERE id >= ? LIMIT ?) AS came"
+# What an applicant has supplied has no place in the queue (0) until it is looked at: it waits since it was changed.
+_STANDING = """
+SELECT
+  MAX(CASE WHEN not_before > {now} THEN 0 WHEN not_before > 0 THEN {now} - not_before ELSE {now} - updated_at END),
+  MAX(CASE WHEN original IS NULL THEN {now} - created_at ELSE 0 END),
+  COUNT(CASE WHEN lease_until < {now} - ? AND not_before < {now} - ? THEN 1 END)
+FROM application WHERE state = 'PENDING'"""
 _EVENTS = """
 SELECT seq, kind, at, actor, details, hash FROM event WHERE application_id = ? AND seq > ? ORDER BY seq LIMIT ?"""
 
+# The newest event of what is parked tells why: whatever else happened to it would have ended its parking.
+_PARKED = """
+SELECT a.lender, a.id, a.updated_at, a.due_at, e.details FROM application a
+JOIN event e ON e.application_id = a.id AND e.seq = a.revision
+WHERE a.state = 'PARKED' AND (a.updated_at, a.id) > (?, ?) ORDER BY a.updated_at, a.id LIMIT ?"""
+
+_SHOWN_STATE = "CASE a.state WHEN 'PARKED' THEN 'PENDING' ELSE a.state END"
 _FILTERS = {
-    "state": "a.state", "outcome": "a.outcome", "grade": "a.grade", "channel": "a.channel",
+    "state": _SHOWN_STATE, "outcome": "a.outcome", "grade": "a.grade", "channel": "a.channel",
     "create_time": "a.created_at",
 }  # fmt: skip
 _WORDS = {
-    "state": [state.value for state in State],
+    "state": [state.value for state in State if state.shown is state],
     "outcome": ["APPROVED", "COUNTER_OFFER", "DECLINED"],
     "grade": ["A", "B", "C", "D", "E"],
 }
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
+_OVER = (State.WITHDRAWN.value, State.EXPIRED.value)
+_WAITS_FOR_NOTHING: dict[str, object] = {"missing": "[]", "waiting_for": "[]"}
 INLINE_MAX = 200
 """Rows that may be read while the loop waits: a fraction of a millisecond."""
+PARKED_ROWS = 500
+"""Parked applications that are read at once."""
 PARAMETERS_MAX = 5000
 """Parameters of one statement; both databases allow about six times as many."""
 log = structlog.get_logger()
@@ -149,7 +174,7 @@ class Store:
                 if new.id in inserted:
                     claim = Claim(
                         new.id, new.lender, 1, 1, 1, 1, hashes[new.id], new.payload, "[]", new.created_at,
-                        new.priority, inserted[new.id], new.traceparent, covers[new.id],
+                        new.priority, inserted[new.id], new.traceparent, cover=covers[new.id],
                     )  # fmt: skip
                     answers.append(Stored(new.id, new.payload_hash, False, claim if ours else None))
                 else:
@@ -179,14 +204,14 @@ class Store:
     def _claimed(self, row: Row) -> Claim | None:
         """A claimed row as the pipeline takes it. None, and reported, where it cannot be read now: its lease ends by
         itself, and it must not hold up the others."""
-        application_id, lender, key_id, wrapped = row[0], row[1], row[13], row[14]
+        application_id, lender, key_id, wrapped = row[0], row[1], row[15], row[16]
         try:
             cover = self._privacy.stored(lender, application_id, key_id, wrapped)
             payload = cover.unseal(row[7], "payload")
         except (DependencyDown, Unsealable) as error:
             log.error("application_unreadable", application=application_id, error=str(error))
             return None
-        return Claim(*(*row[:7], payload, *row[8:13], cover))
+        return Claim(*(*row[:7], payload, *row[8:15], cover))
 
     async def renew(self, claims: Sequence[Claim]) -> set[str]:
         """Hold on to leases; the ids that are still ours."""
@@ -216,7 +241,8 @@ class Store:
             decided = yield from self._decide([r for r in results if isinstance(r, Decided)])
             deferred = yield from self._defer([r for r in results if isinstance(r, Deferred)])
             awaiting = yield from self._await([r for r in results if isinstance(r, Awaiting)])
-            return decided | deferred | awaiting
+            parked = yield from self._park([r for r in results if isinstance(r, Parked)])
+            return decided | deferred | awaiting | parked
 
         return await self._database.run(script)
 
@@ -289,12 +315,47 @@ class Store:
         for r in results:
             event = events.get(r.claim.id)
             rows.append(
-                (json.dumps(r.waiting_for), 1 if r.overloaded else 0, r.retry_s, 1 if event else 0,
-                 event.hash if event else r.claim.event_hash, r.at, r.claim.id, r.claim.fence, r.claim.revision)
+                (json.dumps(r.waiting_for), 1 if r.overloaded else 0, r.retry_s,
+                 1 if r.broke else 0, 1 if event else 0, event.hash if event else r.claim.event_hash, r.at,
+                 r.claim.id, r.claim.fence, r.claim.revision)
             )  # fmt: skip
         ours = {row[0] for row in (yield Statement(_DEFER, rows))}
         yield from _record(events, ours)
         return ours
+
+    def _park(self, results: Sequence[Parked]) -> Script[set[str]]:
+        if not results:
+            return set()
+        events = {
+            r.claim.id: self._next(r.claim, "parked", r.at, {
+                "cause": r.broken.cause, "stage": r.stage, "error_type": r.broken.error_type,
+                "faults": str(r.claim.faults + 1), "trace_id": r.claim.trace_id,
+            })
+            for r in results
+        }  # fmt: skip
+        rows = [(r.due_at, events[r.claim.id].hash, r.at, r.claim.id, r.claim.fence, r.claim.revision) for r in results]
+        ours = {row[0] for row in (yield Statement(_PARK, rows))}
+        yield from _record(events, ours)
+        return ours
+
+    async def parked(self, page_size: int, page_token: str, cause: str) -> tuple[list[ParkedView], str]:
+        """A page of what is parked, longest first, and the token for the next ('' at the end).
+
+        cause  only those of this cause; '': all. Raises InvalidRequest for a token that is not ours.
+        """
+        tag = f"parked|{cause}"
+        after: tuple[float, str] = _open_token(page_token, tag) if page_token else (float("-inf"), "")
+        found: list[ParkedView] = []
+        while len(found) <= page_size:
+            rows = await self._database.scan(_PARKED, (*after, PARKED_ROWS))
+            views = [ParkedView(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
+            found += [view for view in views if cause in ("", view.details.get("cause"))]
+            if len(rows) < PARKED_ROWS:
+                break
+            after = (rows[-1][2], rows[-1][1])
+        page = found[:page_size]
+        token = _make_token(page[-1].parked_at, page[-1].id, tag) if len(found) > page_size else ""
+        return page, token
 
     async def change(
         self,
@@ -339,8 +400,6 @@ class Store:
                 if original is None:
                     # A repeated submit is compared with what was submitted, not with what was supplied since.
                     columns["original"] = cover.seal(plain, "original")
-            if columns.get("state") in (State.WITHDRAWN.value, State.EXPIRED.value):
-                columns |= {"missing": "[]", "waiting_for": "[]"}
             yield from self._update(application_id, revision, before, columns, kind, at, details)
             prints = {name: self._privacy.fingerprint(value) for name, value in said.items()}
             used_for = json.dumps({"kind": kind, **prints}, sort_keys=True)
@@ -374,6 +433,8 @@ class Store:
     ) -> Script[None]:
         event = Happening(revision + 1, kind, at, self._owner, details)
         hash_ = chain(before, application_id, event)
+        if columns.get("state") in _OVER:
+            columns = columns | _WAITS_FOR_NOTHING
         names = ", ".join(f"{name} = ?" for name in columns)
         yield Statement(
             f"UPDATE application SET {names}, owner = NULL, lease_until = NULL, revision = revision + 1,"
@@ -389,9 +450,7 @@ class Store:
         def script() -> Script[int]:
             rows = yield Statement(_OVERDUE)
             for application_id, revision, before, state in rows:
-                columns: dict[str, object] = {
-                    "state": State.EXPIRED.value, "due_at": None, "missing": "[]", "waiting_for": "[]"
-                }  # fmt: skip
+                columns: dict[str, object] = {"state": State.EXPIRED.value, "due_at": None}
                 yield from self._update(application_id, revision, before, columns, "expired", at, {"from": state})
             return len(rows)
 
@@ -498,6 +557,24 @@ class Store:
             priority=row[14], erased_at=row[15],
         )  # fmt: skip
 
+    async def arrived(self, since: float, at_most: int) -> int:
+        """How many were accepted since then, seconds since 1970, counting no further than `at_most`.
+
+        A range of the primary key: ids begin with the time at which they were made.
+        """
+        milliseconds = f"{int(since * 1000):012x}"
+        first = f"{milliseconds[:8]}-{milliseconds[8:]}-"
+        rows = await self._database.scan(_ARRIVED, (first, at_most))
+        return int(rows[0][0])
+
+    async def standing(self, grace_s: float) -> tuple[float, float, int]:
+        """How long the first in line waits for its turn, seconds; how long ago the oldest that waits for us alone was
+        acknowledged, seconds; how many are due and without an owner since their lease ended, both for `grace_s`.
+        """
+        ((backlog_s, pending_s, unowned),) = await self._database.scan(_STANDING, (grace_s, grace_s))
+        # The clock of whoever stored it may be ahead of the database's.
+        return max(0.0, backlog_s or 0.0), max(0.0, pending_s or 0.0), unowned
+
     def _next(self, claim: Claim, kind: str, at: float, details: dict[str, str]) -> Happening:
         event = Happening(claim.revision + 1, kind, at, self._owner, details)
         return Happening(event.seq, kind, at, self._owner, details, chain(claim.event_hash, claim.id, event))
@@ -586,5 +663,5 @@ def _record(events: dict[str, Happening], ours: set[str]) -> Script[None]:
 
 
 def _event_row(application_id: str, event: Happening, hash_: str) -> Row:
-    details = json.dumps(event.details, ensure_ascii=False)
+    details = _as_json(event.details)
     return (application_id, event.seq, event.kind, event.at, event.actor, details, hash_)

@@ -63,6 +63,13 @@ class ApplicationRow(Table, table=True):
             sqlite_where=text("erased_at IS NOT NULL"),
             postgresql_where=text("erased_at IS NOT NULL"),
         ),
+        Index(
+            "application_parked",
+            "updated_at",
+            "id",
+            sqlite_where=text("state = 'PARKED'"),
+            postgresql_where=text("state = 'PARKED'"),
+        ),
     )
     id: str = Field(sa_column=_text(primary_key=True))
     lender: str = Field(sa_column=_text())
@@ -91,6 +98,7 @@ class ApplicationRow(Table, table=True):
     updated_at: float = Field(sa_column=_seconds())
     traceparent: str = Field(sa_column=Column(Text, nullable=False, server_default=""))
     original: bytes | None = Field(sa_column=Column(LargeBinary, nullable=True))
+    faults: int = Field(sa_column=Column(BigInteger, nullable=False, server_default="0"))
     key_id: str | None = Field(sa_column=_text(nullable=True))
     data_key: bytes | None = Field(sa_column=Column(LargeBinary, nullable=True))
     look_up_id: str | None = Field(sa_column=_text(nullable=True))

@@ -222,10 +222,6 @@ class Worker:
             again = batch
         except Exception as error:  # noqa: BLE001  One bad batch must not end the worker; the leases end, others try.
             self._report("batch_failed", count=len(batch), error_type=type(error).__name__, exc_info=error)
-            if len(batch) > 1:
-                # One that cannot be decided must not hold up those beside it: halves find it in a few turns.
-                for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
-                    await self._work(half)
         finally:
             ended_at = self._clock.monotonic()
             if len(batch) > 1:

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import cel
 from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest, Pricing
 from lending.type.v1.party_pb2 import Party
 from lending.type.v1.reason_pb2 import Reason
@@ -20,7 +19,7 @@ from lending.type.v1.reason_pb2 import Reason
 from loanmesh.runtime.errors import InvalidRequest
 from services.pricing.evidence import Evidence, age_at_end, evidence, today
 from services.pricing.offer import make_offers
-from services.pricing.policy import GRADES, CompiledRule, PartyKind, Policy, Product, Range, nested
+from services.pricing.policy import GRADES, CompiledRule, PartyKind, Policy, Product, Range, RuleSet
 from services.pricing.rate import nominal_most_ppm
 from services.pricing.reason import limit_reasons, missing_reason, rule_reason, term_reason, waived_reason
 
@@ -41,12 +40,13 @@ def price(item: PriceApplicationsRequest.Item, policy: Policy, now: dt.datetime)
     terms = _terms(policy, product, day)
     nearest = min(max(item.loan.term_months, terms.min), terms.max)
     known = evidence(item, policy.types, now, nearest)
-    about_end = [c for c in policy.rules if _END in c.rule.needs and _END in known.values and c.rule.in_force(day)]
+    rules = policy.rules_on(known.values, party, day)
+    about_end = [c for c in rules.rules if _END in c.rule.needs]
 
     @cache
     def ended_at(age_years: int) -> list[CompiledRule]:
         values = {**known.values, _END: age_years}
-        return [c for c in about_end if c.fires(nested(values, c.rule.needs))]
+        return [c for c in about_end if c.fires({name: values[name] for name in c.rule.needs})]
 
     def ended_by(months: int) -> list[CompiledRule]:
         return ended_at(age_at_end(item.age_years, months)) if about_end else []
@@ -60,7 +60,7 @@ def price(item: PriceApplicationsRequest.Item, policy: Policy, now: dt.datetime)
     if term != nearest:
         limits += [rule_reason(c, Reason.EFFECT_REDUCE, known, policy, product) for c in ended_by(nearest)]
         known = evidence(item, policy.types, now, term)
-    judged = _judge(policy, product, known, day, told={reason.code for reason in limits})
+    judged = _judge(policy, product, known, rules, told={reason.code for reason in limits})
     result = Pricing(policy=policy.name, policy_hash=policy.hash)
     result.price_time.FromDatetime(now)
     if judged.fired:
@@ -122,30 +122,21 @@ class _Judgement:
     """The facts that rules lacked, by the source that was silent about them."""
 
 
-def _judge(policy: Policy, product: Product, known: Evidence, day: dt.date, told: Collection[str]) -> _Judgement:
+def _judge(policy: Policy, product: Product, known: Evidence, rules: RuleSet, told: Collection[str]) -> _Judgement:
     """All rules, not only the first that fires; no near miss under a code that is told already."""
     fired, near = [], []
-    unknown: dict[str, list[str]] = {}
     values = {**known.values, "policy.pd_max": float(product.pd_max)}
-    judged = []
-    for compiled in policy.rules:
-        rule = compiled.rule
-        if product.party not in rule.of or not rule.in_force(day):
-            continue
-        if absent := [name for name in rule.needs if name not in values]:
-            for name in absent:
-                source = policy.dictionary[name].source
-                # A source that answered without this fact holds nothing against the applicant (a thin file).
-                if source not in known.usable and name not in unknown.setdefault(source, []):
-                    unknown[source].append(name)
-        else:
-            judged.append(compiled)
-    context = cel.Context(variables=nested(values, policy.reads))
-    for compiled, fires in zip(judged, policy.fired(tuple(judged), context), strict=True):
+    for compiled, fires in zip(rules.rules, rules.fired(values), strict=True):
         if fires:
             fired.append(rule_reason(compiled, Reason.EFFECT_DECLINE, known, policy, product))
-        elif compiled.rule.code not in told and compiled.nearly_fires(values):
+        elif compiled.rule.near_miss and compiled.rule.code not in told and compiled.nearly_fires(values):
             near.append(rule_reason(compiled, Reason.EFFECT_NEAR_MISS, known, policy, product))
+    unknown: dict[str, list[str]] = {}
+    for name in rules.unknown:
+        source = policy.dictionary[name].source
+        # A source that answered without this fact holds nothing against the applicant (a thin file).
+        if source not in known.usable:
+            unknown.setdefault(source, []).append(name)
     return _Judgement(fired, near, unknown)
 
 

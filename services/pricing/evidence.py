@@ -13,6 +13,7 @@ from lending.type.v1.loan_pb2 import LoanRequest
 from lending.type.v1.reason_pb2 import Fact, Value
 
 _COMPLETE = frozenset({SourceReport.STATE_FRESH, SourceReport.STATE_NOT_FOUND})
+_PURPOSES = {kind: name.removeprefix("PURPOSE_KIND_") for name, kind in LoanRequest.PurposeKind.items()}
 _USABLE = _COMPLETE | {SourceReport.STATE_STALE}
 
 
@@ -21,8 +22,10 @@ class Evidence:
     """Values by name, where each came from, and the sources by how they answered."""
 
     values: Mapping[str, Any]
-    origins: Mapping[str, tuple[Value, str, Attribute | None, SourceReport | None]]
-    """Each value in its wire form, who said it, and where it stands in the profile; nowhere for what is declared."""
+    said: Mapping[str, tuple[Attribute, SourceReport]]
+    """Where each fact of a source stands in the profile."""
+    stated: Mapping[str, str]
+    """Who states the other facts: the applicant, the identity document, the model."""
     complete: frozenset[str]
     """Sources whose answer a decline may rest on."""
     usable: frozenset[str]
@@ -35,11 +38,19 @@ class Evidence:
 
     def fact(self, name: str) -> Fact:
         """The fact in its wire form, built only for the few that a reason shows; without a value where unknown."""
-        if name not in self.origins:
+        if name in self.stated:
+            value = self.values[name]
+            return Fact(attribute=name, value=_wire(value), source=self.stated[name])
+        if name not in self.said:
             return Fact(attribute=name)
-        value, source, attribute, report = self.origins[name]
-        dated = next((said for said in (attribute, report) if said and said.HasField("observed_time")), None)
-        return Fact(attribute=name, value=value, source=source, observed_time=dated.observed_time if dated else None)
+        attribute, report = self.said[name]
+        dated = next((one for one in (attribute, report) if one.HasField("observed_time")), None)
+        return Fact(
+            attribute=name,
+            value=attribute.value,
+            source=report.source,
+            observed_time=dated.observed_time if dated else None,
+        )
 
 
 def evidence(
@@ -52,29 +63,29 @@ def evidence(
     source must not decide.
     """
     values: dict[str, Any] = {}
-    origins: dict[str, tuple[Value, str, Attribute | None, SourceReport | None]] = {}
+    said: dict[str, tuple[Attribute, SourceReport]] = {}
     complete, usable = set(), set()
     now_s = now.timestamp()
     for report in item.profile.reports:
-        source = report.source
-        if report.state not in _USABLE or (said := _said(report, types.get(source, {}))) is None:
+        state, source = report.state, report.source
+        if state not in _USABLE or (facts := _facts(report, types.get(source, {}))) is None:
             continue
         usable.add(source)
         expired = report.HasField("usable_until_time") and report.usable_until_time.seconds <= now_s
-        if report.state in _COMPLETE and not expired:
+        if state in _COMPLETE and not expired:
             complete.add(source)
-        for name, value, attribute in said:
+        for name, (value, attribute) in facts.items():
             values[name] = value
-            origins[name] = (attribute.value, source, attribute, report)
-    for name, stated, source in _stated(item, term_months):
-        values[name] = getattr(stated, stated.WhichOneof("kind") or "text")
-        origins[name] = (stated, source, None, None)
-    return Evidence(values, origins, frozenset(complete), frozenset(usable))
+            said[name] = (attribute, report)
+    stated = _stated(item, term_months)
+    values.update({name: value for name, (value, _) in stated.items()})
+    origins = {name: source for name, (_, source) in stated.items()}
+    return Evidence(values, said, origins, frozenset(complete), frozenset(usable))
 
 
-def _said(report: SourceReport, types: Mapping[str, str]) -> list[tuple[str, Any, Attribute]] | None:
+def _facts(report: SourceReport, types: Mapping[str, str]) -> dict[str, tuple[Any, Attribute]] | None:
     """The facts of one report that are its source's to state; None when one has the wrong kind."""
-    said: list[tuple[str, Any, Attribute]] = []
+    facts: dict[str, tuple[Any, Attribute]] = {}
     for attribute in report.attributes:
         name, stated = attribute.name, attribute.value
         type_, kind = types.get(name), stated.WhichOneof("kind")
@@ -85,27 +96,35 @@ def _said(report: SourceReport, types: Mapping[str, str]) -> list[tuple[str, Any
             value = float(value)
         elif kind != type_ or value != value:  # NaN alone differs from itself.
             return None
-        said.append((name, value, attribute))
-    return said
+        facts[name] = (value, attribute)
+    return facts
 
 
-def _stated(item: PriceApplicationsRequest.Item, term_months: int) -> list[tuple[str, Value, str]]:
-    """What the applicant, the identity document and the model say."""
-    purpose = LoanRequest.PurposeKind.Name(item.loan.purpose_kind).removeprefix("PURPOSE_KIND_")
-    stated = [
-        ("request.purpose_kind", Value(text=purpose), "declared"),
-        ("request.amount_fen", Value(integer=item.loan.amount_fen), "declared"),
-        ("request.term_months", Value(integer=item.loan.term_months), "declared"),
-        ("score.pd", Value(number=item.score.pd), "model"),
-    ]
+def _stated(item: PriceApplicationsRequest.Item, term_months: int) -> dict[str, tuple[str | int | float, str]]:
+    """What the applicant, the identity document and the model say, and which of them."""
+    loan = item.loan
+    stated: dict[str, tuple[str | int | float, str]] = {
+        "request.purpose_kind": (_PURPOSES[loan.purpose_kind], "declared"),
+        "request.amount_fen": (loan.amount_fen, "declared"),
+        "request.term_months": (loan.term_months, "declared"),
+        "score.pd": (item.score.pd, "model"),
+    }
     if item.HasField("age_years"):
-        stated.append(("request.age_years", Value(integer=item.age_years), "identity"))
-        at_end = age_at_end(item.age_years, term_months)
-        stated.append(("request.age_at_end_years", Value(integer=at_end), "identity"))
+        stated["request.age_years"] = (item.age_years, "identity")
+        stated["request.age_at_end_years"] = (age_at_end(item.age_years, term_months), "identity")
     if item.declaration.HasField("monthly_income_fen"):
-        income = Value(integer=item.declaration.monthly_income_fen)
-        stated.append(("declared.monthly_income_fen", income, "declared"))
+        stated["declared.monthly_income_fen"] = (item.declaration.monthly_income_fen, "declared")
     return stated
+
+
+def _wire(value: str | int | float) -> Value:
+    match value:
+        case str():
+            return Value(text=value)
+        case int():
+            return Value(integer=value)
+        case float():
+            return Value(number=value)
 
 
 def age_at_end(age_years: int, term_months: int) -> int:

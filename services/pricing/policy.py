@@ -6,7 +6,7 @@ import datetime as dt
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 PartyKind = Literal["person", "firm"]
 GRADES = frozenset("ABCDE")
 _DAYS_KEPT = 100
-_PROGRAMS_KEPT = 500
+_RULE_SETS_KEPT = 500
 PARTS = ("market", "products", "rules", "texts")
 """The files of a version."""
 
@@ -207,6 +207,10 @@ TEXTS = {
 _PLACEHOLDER = re.compile(r"\{([a-z0-9_.]+)\}")
 
 
+# Quoted text is passed over, and so is what is called: that is a method.
+_FACT = re.compile(r""""[^"]*"|'[^']*'|\b(?P<name>[a-z_]+\.[a-z_][a-z0-9_]*)\b(?!\s*\()""")
+
+
 def fill(template: str, values: Mapping[str, str]) -> str:
     """The template with its placeholders filled in; one without a value reads as a dash."""
     parts = _parts(template)
@@ -226,9 +230,9 @@ class CompiledRule:
     rule: Rule
     program: Any
 
-    def fires(self, context: cel.Context | Mapping[str, Any]) -> bool:
-        """Whether it declines, for a context from `nested`. RuntimeError when a fact it needs is absent."""
-        return bool(self.program.execute(context))
+    def fires(self, values: Mapping[str, Any]) -> bool:
+        """Whether it declines on these facts. RuntimeError when one that it needs is absent."""
+        return bool(self.program.execute({flat(name): value for name, value in values.items()}))
 
     def nearly_fires(self, values: Mapping[str, Any]) -> bool:
         """Whether it passed, but closer than the policy's margin."""
@@ -237,6 +241,24 @@ class CompiledRule:
             return False
         at = float(values[near.threshold]) if isinstance(near.threshold, str) else near.threshold
         return abs(float(values[near.attribute]) - at) <= max(near.margin, abs(at) * near.margin_share)
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """Rules as one program: most of a rule's cost is in starting it."""
+
+    rules: tuple[CompiledRule, ...]
+    needs: tuple[str, ...]
+    """What they need, in their order."""
+    unknown: tuple[str, ...]
+    """What was not known, which left rules out, in the order of those."""
+    reads: tuple[tuple[str, str], ...]
+    """What the program reads: its own name for it, and ours."""
+    program: Any
+
+    def fired(self, values: Mapping[str, Any]) -> list[bool]:
+        """Which of the rules decline, in order; `values` hold all that they read."""
+        return list(self.program.execute({own: values[name] for own, name in self.reads}))
 
 
 @dataclass(frozen=True)
@@ -253,12 +275,10 @@ class Policy:
     texts: Mapping[str, Text]
     sources: Mapping[str, Text]
     """What the sources are called."""
-    reads: frozenset[str]
-    """All that rules read."""
     types: Mapping[str, Mapping[str, str]]
     """By source: the facts it may state, each with its kind of value."""
     _caps_found: dict[tuple[str, PartyKind, dt.date], Rule | None] = field(default_factory=dict, compare=False)
-    _programs: dict[tuple[str, ...], Any] = field(default_factory=dict, compare=False)
+    _rule_sets: dict[tuple[PartyKind, dt.date, tuple[str, ...]], RuleSet] = field(default_factory=dict, compare=False)
 
     def cap(self, what: str, party: PartyKind, on: dt.date) -> Rule | None:
         """The lowest legal cap in force on a day, without those that another one in force overrides."""
@@ -269,15 +289,21 @@ class Policy:
             self._caps_found[key] = self._find_cap(what, party, on)
         return self._caps_found[key]
 
-    def fired(self, rules: tuple[CompiledRule, ...], context: cel.Context) -> Sequence[bool]:
-        """Whether each of the rules declines; all in one run, as most of a rule's cost is in starting it."""
-        key = tuple(compiled.rule.id or compiled.rule.code for compiled in rules)
-        if key not in self._programs:
-            # As many as there are sets of facts that a source left out; a new one costs a compilation.
-            if len(self._programs) > _PROGRAMS_KEPT:
-                self._programs.clear()
-            self._programs[key] = cel.compile("[" + ", ".join(f"({c.rule.declines_if})" for c in rules) + "]")
-        return [bool(one) for one in self._programs[key].execute(context)]
+    def rules_on(self, facts: Collection[str], party: PartyKind, on: dt.date) -> RuleSet:
+        """The rules in force for that kind of borrower that facts of these names can answer."""
+        every = self._rule_set(party, on, ())
+        absent = tuple([name for name in every.needs if name not in facts])
+        return self._rule_set(party, on, absent) if absent else every
+
+    def _rule_set(self, party: PartyKind, on: dt.date, absent: tuple[str, ...]) -> RuleSet:
+        key = (party, on, absent)
+        if key not in self._rule_sets:
+            # As many as there are days and sets of facts that sources left out; a new one costs a compilation.
+            if len(self._rule_sets) > _RULE_SETS_KEPT:
+                self._rule_sets.clear()
+            in_force = [c for c in self.rules if party in c.rule.of and c.rule.in_force(on)]
+            self._rule_sets[key] = _together([c for c in in_force if not set(absent) & set(c.rule.needs)], absent)
+        return self._rule_sets[key]
 
     def _find_cap(self, what: str, party: PartyKind, on: dt.date) -> Rule | None:
         found = [c for c in self.caps if c.caps == what and party in c.of and c.in_force(on)]
@@ -290,14 +316,25 @@ class Policy:
         return next((p for p in fitting if not name or p.name == name), None)
 
 
-def nested(facts: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-    """`{"court.x": 1}` as CEL reads it: `{"court": {"x": 1}}`; all that are known, or of those named."""
-    context: dict[str, dict[str, Any]] = {}
-    for name in facts if names is None else names:
-        if name in facts:
-            room, field = name.split(".", 1)
-            context.setdefault(room, {})[field] = facts[name]
-    return context
+def flat(name: str) -> str:
+    """What a compiled condition calls a fact. A tree of rooms and facts costs three times as much to hand over."""
+    return name.replace(".", "__")
+
+
+def _compiled(condition: str) -> Any:
+    """CEL, with the names of facts outside of quotes made flat. Raises ValueError."""
+    return cel.compile(_FACT.sub(lambda found: flat(found[0]) if found["name"] else found[0], condition))
+
+
+def _together(rules: Sequence[CompiledRule], unknown: tuple[str, ...]) -> RuleSet:
+    reads = dict.fromkeys(name for c in rules for name in sorted(_names(c.rule.declines_if)))
+    return RuleSet(
+        rules=tuple(rules),
+        needs=tuple(dict.fromkeys(name for c in rules for name in c.rule.needs)),
+        unknown=unknown,
+        reads=tuple((flat(name), name) for name in reads),
+        program=_compiled("[" + ", ".join(f"({c.rule.declines_if})" for c in rules) + "]"),
+    )
 
 
 def load_policy(name: str) -> Policy:
@@ -354,7 +391,6 @@ def parse_policy(name: str, files: Mapping[str, str]) -> Policy:
             source: {key: a.type for key, a in attributes.items() if a.source == source}
             for source in dictionary["sources"]
         },
-        reads=frozenset(name for c in compiled for name in _names(c.rule.declines_if)),
     )
 
 
@@ -422,7 +458,7 @@ def _compile(rule: Rule, attributes: Mapping[str, Attribute], where: str) -> Com
         if missing := set(rule.of) - set(known[need].of):
             raise PolicyError(f"{where}: {need} is not stated of a {sorted(missing)[0]}")
     try:
-        compiled = CompiledRule(rule, cel.compile(rule.declines_if))
+        compiled = CompiledRule(rule, _compiled(rule.declines_if))
     except ValueError as error:
         raise PolicyError(f"{where}: {error}") from error
     reads = _names(rule.declines_if)
@@ -440,15 +476,14 @@ def _compile(rule: Rule, attributes: Mapping[str, Attribute], where: str) -> Com
     for example in rule.examples:
         if set(example.given) != reads:
             raise PolicyError(f"{where}: example {example.given}: must give {sorted(reads)}")
-        fired = compiled.fires(nested(example.given))
+        fired = compiled.fires(example.given)
         if fired != example.fires:
             raise PolicyError(f"{where}: example {example.given}: fires is {fired}, expected {example.fires}")
     return compiled
 
 
-def _names(expression: str) -> set[str]:
-    bare = re.sub(r'"[^"]*"|\'[^\']*\'', "", expression)
-    return set(re.findall(r"\b([a-z_]+\.[a-z_][a-z0-9_]*)\b(?!\s*\()", bare))
+def _names(condition: str) -> set[str]:
+    return {found["name"] for found in _FACT.finditer(condition) if found["name"]}
 
 
 def _probe(compiled: CompiledRule, types: Mapping[str, str], where: str) -> None:
@@ -466,7 +501,7 @@ def _probe(compiled: CompiledRule, types: Mapping[str, str], where: str) -> None
     for given in itertools.islice(itertools.product(*(samples[kind] for kind in types.values())), 2_000):
         values = dict(zip(types, given, strict=True))
         try:
-            answer = compiled.program.execute(nested(values))
+            answer = compiled.program.execute({flat(name): value for name, value in values.items()})
         except (TypeError, RuntimeError, ValueError) as error:
             raise PolicyError(f"{where}: declines_if has no answer for {values}: {error}") from error
         if not isinstance(answer, bool):

@@ -6,13 +6,13 @@ import datetime as dt
 from typing import Any
 
 import grpc
-import structlog
 from lending.pricing.v1 import pricing_service_pb2 as pb
 from lending.pricing.v1.pricing_service_pb2_grpc import PricingServiceServicer
 from lending.type.v1 import offer_pb2
 
+from loanmesh.runtime.apart import fault
 from loanmesh.runtime.clock import Clock
-from loanmesh.runtime.errors import InvalidRequest, LoanmeshError
+from loanmesh.runtime.errors import InvalidRequest
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.validation import refusal
 from services.pricing.decide import price
@@ -20,7 +20,6 @@ from services.pricing.policy import Policy
 from services.pricing.schedule import schedule
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-log = structlog.get_logger()
 
 
 class PricingServicer(PricingServiceServicer):
@@ -47,9 +46,7 @@ class PricingServicer(PricingServiceServicer):
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
             except Exception as error:  # noqa: BLE001  A fault of ours in one item must not cost the others their answer.
-                # The type only: the text of an error may hold what was in the application.
-                log.error("pricing_fault", key=item.key, error=type(error).__name__)
-                result.error.CopyFrom(item_status(LoanmeshError("pricing failed on this application")))
+                result.error.CopyFrom(item_status(fault(item.key, error)))
         return response
 
     async def ScheduleRepayments(

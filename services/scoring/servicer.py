@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -11,8 +11,9 @@ from lending.scoring.v1 import scoring_service_pb2 as pb
 from lending.scoring.v1.scoring_service_pb2_grpc import ScoringServiceServicer
 from lending.type.v1.party_pb2 import Party
 
+from loanmesh.runtime.apart import each_apart
 from loanmesh.runtime.clock import Clock
-from loanmesh.runtime.errors import MissingEvidence
+from loanmesh.runtime.errors import LoanmeshError, MissingEvidence
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.validation import refusal
 from services.scoring.calibration import grade, points, probability
@@ -33,9 +34,12 @@ class ScoringServicer(ScoringServiceServicer):
 
     async def ScoreProfiles(self, request: pb.ScoreProfilesRequest, context: _Context) -> pb.ScoreProfilesResponse:
         """One score an item, or why there is none."""
-        response = pb.ScoreProfilesResponse(results=[pb.ScoreProfilesResponse.Result(key=i.key) for i in request.items])
+        return await each_apart(request.items, self._score, _refused)
+
+    async def _score(self, items: Sequence[pb.ScoreProfilesRequest.Item]) -> pb.ScoreProfilesResponse:
+        response = pb.ScoreProfilesResponse(results=[pb.ScoreProfilesResponse.Result(key=item.key) for item in items])
         rows: dict[Party.Kind.ValueType, list[tuple[int, Features]]] = {kind: [] for kind in self._models}
-        for index, item in enumerate(request.items):
+        for index, item in enumerate(items):
             if error := refusal(item):
                 response.results[index].error.CopyFrom(item_status(error))
                 continue
@@ -76,3 +80,7 @@ class ScoringServicer(ScoringServiceServicer):
                 for kind, m in self._models.items()
             ]
         )
+
+
+def _refused(item: pb.ScoreProfilesRequest.Item, error: LoanmeshError) -> pb.ScoreProfilesResponse:
+    return pb.ScoreProfilesResponse(results=[pb.ScoreProfilesResponse.Result(key=item.key, error=item_status(error))])

@@ -159,8 +159,9 @@ def test_nobody_there_is_said_plainly(tmp_path: Path) -> None:
 def test_a_wrong_setting_stops_the_start(tmp_path: Path, service: str, setting: str, value: str, said: str) -> None:
     write_ring(tmp_path / "keys.json", new_ring(SystemClock().now()), new=True)
     keys = {"INTAKE_PRIVACY__KEYS_FILE": str(tmp_path / "keys.json")} if service == "intake" else {}
+    env = {**os.environ, **keys, f"{service.upper()}_TLS__MODE": "plaintext", setting: value}
     done = subprocess.run([sys.executable, "-m", f"services.{service}.main"], capture_output=True, text=True,
-                          env={**os.environ, **keys, setting: value}, check=False, timeout=30)  # fmt: skip
+                          env=env, check=False, timeout=30)  # fmt: skip
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -22,11 +22,13 @@ from loanmesh.cli.mesh import CannotStart, Mesh, free_ports
 from loanmesh.client import Client
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import SystemClock, new_request_id
+from loanmesh.runtime.settings import TlsSettings
 from tests.builders import an_application
 from tests.databases import new_database
 from tests.e2e.test_command import LOANMESH, free_base, run
 
 CLOCK = SystemClock()
+PLAIN = TlsSettings(mode="plaintext")
 PATIENCE_S = 30.0
 
 
@@ -54,7 +56,7 @@ class Traffic:
 
     @asynccontextmanager
     async def flowing(self) -> AsyncIterator[Traffic]:
-        async with open_channel(self._target, CLOCK, lambda _: 10.0) as channel:
+        async with open_channel(self._target, CLOCK, lambda _: 10.0, service="bureau", tls=PLAIN) as channel:
             work = [asyncio.create_task(self._submit(channel, first)) for first in range(4)]
             yield self
             for task in work:

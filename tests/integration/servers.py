@@ -15,9 +15,10 @@ from lending.scoring.v1.scoring_service_pb2_grpc import add_ScoringServiceServic
 
 from loanmesh.runtime.clock import SystemClock
 from loanmesh.runtime.server import make_server
-from loanmesh.runtime.settings import ServerSettings
+from loanmesh.runtime.settings import ServerSettings, TlsSettings
 
 CLOCK = SystemClock()
+PLAIN = TlsSettings(mode="plaintext")
 Behaviour = Callable[[grpc.aio.ServicerContext[Any, Any]], Awaitable[None]]
 
 

@@ -26,7 +26,7 @@ from loanmesh.runtime.errors import Overloaded
 from loanmesh.runtime.server import make_server
 from loanmesh.runtime.settings import ServerSettings
 from tests.builders import a_profile, an_application
-from tests.integration.servers import CLOCK, Server, code, failing, hang, servers
+from tests.integration.servers import CLOCK, PLAIN, Server, code, failing, hang, servers
 
 if TYPE_CHECKING:
     from lending.scoring.v1.scoring_service_pb2_grpc import ScoringServiceAsyncStub
@@ -41,7 +41,9 @@ REQUEST = pb.ScoreProfilesRequest(
 
 @asynccontextmanager
 async def channel_to(servers: list[Server], deadline_s: float = 5.0) -> AsyncIterator[ScoringServiceAsyncStub]:
-    async with open_channel(",".join(s.address for s in servers), CLOCK, lambda _: deadline_s) as channel:
+    async with open_channel(
+        ",".join(s.address for s in servers), CLOCK, lambda _: deadline_s, service="bureau", tls=PLAIN
+    ) as channel:
         stub = ScoringServiceStub(channel)
         # Until each was seen: a channel begins with whichever connection is there first.
         await until(lambda: all(s.scoring.calls for s in servers), stub.ScoreProfiles)

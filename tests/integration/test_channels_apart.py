@@ -9,9 +9,10 @@ from lab.proxy import Proxy
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import SystemClock
 from loanmesh.runtime.server import make_server
-from loanmesh.runtime.settings import ServerSettings
+from loanmesh.runtime.settings import ServerSettings, TlsSettings
 
 CLOCK = SystemClock()
+PLAIN = TlsSettings(mode="plaintext")
 
 
 async def test_each_channel_has_a_connection_of_its_own() -> None:
@@ -22,7 +23,7 @@ async def test_each_channel_has_a_connection_of_its_own() -> None:
     proxy = Proxy(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", CLOCK)
     await server.start()
     await proxy.start()
-    channels = [open_channel(proxy.address, CLOCK, lambda _: 5.0) for _ in range(3)]
+    channels = [open_channel(proxy.address, CLOCK, lambda _: 5.0, service="bureau", tls=PLAIN) for _ in range(3)]
     try:
         for channel in channels:
             answer = await _ask(channel)

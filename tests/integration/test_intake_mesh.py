@@ -17,20 +17,24 @@ from loanmesh.runtime.errors import InvalidRequest, Overloaded
 from loanmesh.runtime.guard import BulkheadSettings, Guard, make_guard
 from services.intake.application import Claim
 from services.intake.mesh import GrpcScoring
-from services.intake.ports import Case, Unavailable
+from services.intake.ports import Broken, Case, Unavailable
 from services.intake.settings import Downstream
 from tests.builders import a_profile, an_application
-from tests.integration.servers import CLOCK, Behaviour, Server, failing, servers
+from tests.integration.servers import CLOCK, PLAIN, Behaviour, Server, failing, servers
 
 CLAIM = Claim("id", "lenders/demo", 1, 1, 1, 1, "", b"", "[]", 1.7e9)
-CASES = [Case(CLAIM, an_application(), profile=a_profile("person", 1)) for _ in range(3)]
+APPLICATION = an_application()
+CASES = [Case(CLAIM, APPLICATION, APPLICATION.parties[0], profile=a_profile("person", 1)) for _ in range(3)]
 
 
 @asynccontextmanager
 async def scoring(does: Behaviour | None) -> AsyncIterator[tuple[Server, GrpcScoring, Guard]]:
     breaker = BreakerSettings(**{**Downstream().breaker.model_dump(), "open_s": 0.3, "half_open_permits": 1})
     guard = make_guard("scoring", "service", breaker, BulkheadSettings(), CLOCK, random.Random(1))
-    async with servers(1) as (server,), open_channel(server.address, CLOCK, lambda _: 5.0) as channel:
+    async with (
+        servers(1) as (server,),
+        open_channel(server.address, CLOCK, lambda _: 5.0, service="bureau", tls=PLAIN) as channel,
+    ):
         server.scoring.does = does
         yield server, GrpcScoring(channel, guard), guard
 
@@ -77,10 +81,13 @@ async def test_one_that_breaks_its_batch_does_not_hold_up_those_beside_it() -> N
         if any("poison" in item.key for item in server.scoring.asked.items):
             raise InvalidRequest(("items", "cannot be read"))
 
-    cases = [Case(replace(CLAIM, id=id_), CASES[0].application, CASES[0].profile) for id_ in ("a", "poison", "c", "d")]
+    cases = [
+        Case(replace(CLAIM, id=id_), APPLICATION, APPLICATION.parties[0], CASES[0].profile)
+        for id_ in ("a", "poison", "c", "d")
+    ]
     async with scoring(refuses_the_poisoned) as (server, port, guard):
         told = await port.score(cases)
-        assert [isinstance(one, Unavailable) for one in told] == [False, True, False, False]
+        assert [isinstance(one, Broken) for one in told] == [False, True, False, False]
         assert guard.breaker.state is State.CLOSED
 
 
@@ -95,7 +102,7 @@ async def test_an_answer_for_too_few_cases_is_a_fault() -> None:
 async def test_our_own_mistakes_open_no_breaker(status: grpc.StatusCode) -> None:
     async with scoring(failing(status)) as (_, port, guard):
         for _ in range(20):
-            await ask(port)
+            await port.score(CASES)
         assert (guard.breaker.state, guard.failures) == (State.CLOSED, 0)
 
 

@@ -178,3 +178,16 @@ async def test_closing_gives_up_what_is_under_way_and_returns_permits() -> None:
     assert court.at_once == 3
     await gatherer.close()
     assert (court.at_once, breaker.state) == (0, State.CLOSED)
+
+
+async def test_reports_bills_and_the_age_of_evidence_are_counted_for_each_source() -> None:
+    court = Court(FakeClock())
+    gatherer, _ = a_bureau(court)
+    await gatherer.gather(items(2))
+    court.does = lambda: "unavailable"
+    await gatherer.gather(items(1))
+    figures = gatherer.figures
+    assert figures["court"].reports == {"fresh": 2, "missing": 1}
+    assert figures["court"].answered == 2
+    assert figures["tax"].answered == 3
+    assert figures["court"].observed_at == court.clock.now().timestamp()

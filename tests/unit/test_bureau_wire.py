@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Any
@@ -21,27 +22,38 @@ COURT = load_sources()["court"]
 SUBJECT = Subject("firm", "unified_social_credit_code", "x")
 NOW = SystemClock().now().isoformat()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+WireTo = Callable[[Handler], Awaitable[HttpWire]]
 Ask = Callable[[Handler], Awaitable[Answer | str]]
 
 
 @pytest.fixture
-async def ask() -> AsyncIterator[Ask]:
-    """Asks a source that is played by a handler."""
+async def wire_to() -> AsyncIterator[WireTo]:
+    """A wire to a source that is played by a handler."""
     closing: list[Callable[[], Awaitable[None]]] = []
 
-    async def once(handler: Handler) -> Answer | str:
+    async def make(handler: Handler) -> HttpWire:
         app = web.Application()
         app.router.add_post("/v1/court/query", handler)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        wire = HttpWire(f"http://127.0.0.1:{runner.addresses[0][1]}/", SystemClock(), timeout_s=0.4)
+        wire = HttpWire(f"http://127.0.0.1:{runner.addresses[0][1]}/", SystemClock(), 0.4, random.Random(1))
         closing.extend((wire.close, runner.cleanup))
-        return await wire.ask(COURT, SUBJECT)
+        return wire
 
-    yield once
+    yield make
     for close in closing:
         await close()
+
+
+@pytest.fixture
+def ask(wire_to: WireTo) -> Ask:
+    """Asks such a source once."""
+
+    async def once(handler: Handler) -> Answer | str:
+        return await (await wire_to(handler)).ask(COURT, SUBJECT)
+
+    return once
 
 
 def answers(body: Any, status: int = 200) -> Handler:
@@ -137,8 +149,94 @@ async def test_silence_ends_at_the_timeout(ask: Ask) -> None:
     assert await ask(hang) == "timeout"
 
 
+async def test_a_connection_is_used_again_until_its_source_ends_it(wire_to: WireTo) -> None:
+    ports: list[int] = []
+
+    async def keeps(request: web.Request) -> web.StreamResponse:
+        assert request.transport
+        ports.append(request.transport.get_extra_info("peername")[1])
+        response = web.json_response({"observed_at": NOW, "facts": {}})
+        if len(ports) == 2:
+            response.force_close()
+        return response
+
+    wire = await wire_to(keeps)
+    for _ in range(4):
+        assert isinstance(await wire.ask(COURT, SUBJECT), Answer)
+    assert ports[0] == ports[1] != ports[2] == ports[3]
+
+
+async def test_queries_side_by_side_do_not_share_a_connection(wire_to: WireTo) -> None:
+    count, all_here = 0, asyncio.Event()
+
+    async def waits_for_three(request: web.Request) -> web.StreamResponse:
+        nonlocal count
+        count += 1
+        if count == 3:
+            all_here.set()
+        await all_here.wait()
+        return web.json_response({"observed_at": NOW, "facts": {"court.enforcement_open_count": count}})
+
+    wire = await wire_to(waits_for_three)
+    said = await asyncio.gather(*(wire.ask(COURT, SUBJECT) for _ in range(3)))
+    assert all(isinstance(one, Answer) for one in said)
+
+
+async def test_the_answer_to_a_query_that_timed_out_is_not_taken_for_the_next_ones(wire_to: WireTo) -> None:
+    asked = 0
+
+    async def slow_at_first(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        count = asked
+        if count == 1:
+            await asyncio.Event().wait()
+        return web.json_response({"observed_at": NOW, "facts": {"court.enforcement_open_count": count}})
+
+    wire = await wire_to(slow_at_first)
+    assert await wire.ask(COURT, SUBJECT) == "timeout"
+    said = await wire.ask(COURT, SUBJECT)
+    assert isinstance(said, Answer)
+    assert said.facts == {"court.enforcement_open_count": 2}
+
+
+async def test_an_answer_may_come_in_pieces(ask: Ask) -> None:
+    async def pieces(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        for character in json.dumps({"observed_at": NOW, "facts": {}}):
+            await response.write(character.encode())
+        return response
+
+    assert isinstance(await ask(pieces), Answer)
+
+
+async def test_a_redirect_is_not_followed_with_a_persons_number(ask: Ask) -> None:
+    async def elsewhere(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPTemporaryRedirect("/v1/court/query?again")
+
+    assert await ask(elsewhere) == "refused"
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.9\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"])
+async def test_what_is_no_http_is_unavailable(said: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    wire = HttpWire(f"http://127.0.0.1:{address[1]}", SystemClock(), 2, random.Random(1))
+    assert await wire.ask(COURT, SUBJECT) == "unavailable"
+    await wire.close()
+    server.close()
+
+
 async def test_nobody_listens(unused_address: str) -> None:
-    wire = HttpWire(f"http://{unused_address}", SystemClock(), timeout_s=2)
+    wire = HttpWire(f"http://{unused_address}", SystemClock(), 2, random.Random(1))
     assert await wire.ask(COURT, SUBJECT) == "unavailable"
     await wire.close()
 

@@ -6,7 +6,7 @@ import pytest
 
 from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.errors import DependencyDown
-from services.intake.estimate import AT_LEAST_S, UNKNOWN_S, Estimate
+from services.intake.estimate import AT_LEAST_S, TOLD_FACTOR, TOLD_MAX, UNKNOWN_S, Estimate
 
 LATE = 1e9
 """Came after all that waits."""
@@ -85,3 +85,28 @@ async def test_replicas_that_hold_work_share_it() -> None:
     estimate = Estimate(Backlog((1, 0, 500, 2), (1, 1, 500, 4)), clock)
     decide(estimate, clock, 50, 10)
     assert await estimate.seconds(1, LATE) == pytest.approx(1000 / 200, rel=0.05)
+
+
+async def test_an_estimate_is_compared_once_with_when_it_was_decided() -> None:
+    clock = FakeClock()
+    estimate = Estimate(Backlog(), clock)
+    estimate.told("late", 10.0)
+    estimate.told("soon", AT_LEAST_S)
+    clock.advance(5)
+    estimate.told("late", 99.0)  # Told again when somebody looked: the first word counts.
+    clock.advance(10)
+    assert estimate.came_true("late") == 1.5
+    assert estimate.came_true("late") is None
+    assert estimate.came_true("soon") is None, "soon is no figure to compare with"
+
+
+async def test_estimates_kept_are_bounded_and_make_room_when_they_tell_nothing_any_more() -> None:
+    clock = FakeClock()
+    estimate = Estimate(Backlog(), clock)
+    for number in range(TOLD_MAX + 1):
+        estimate.told(str(number), 2.0)
+    assert estimate.came_true(str(TOLD_MAX)) is None
+    clock.advance(2.0 * TOLD_FACTOR)
+    estimate.told("new", 2.0)
+    assert estimate.came_true("0") is None
+    assert estimate.came_true("new") == 0.0

@@ -13,7 +13,10 @@ from services.intake.store import _open_token, parse_filter
 
 def test_conditions_are_joined_and_bound() -> None:
     conditions, params = parse_filter('state = DECIDED AND channel != "partner-x"')
-    assert conditions == ["a.state = ?", "(a.channel IS NULL OR a.channel != ?)"]
+    assert conditions == [
+        "CASE a.state WHEN 'PARKED' THEN 'PENDING' ELSE a.state END = ?",
+        "(a.channel IS NULL OR a.channel != ?)",
+    ]
     assert params == ["DECIDED", "partner-x"]
 
 

@@ -22,7 +22,7 @@ from loanmesh.runtime.guard import BulkheadSettings, Guard, Refused, Verdict, ma
 from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.ops import OpsServicer
 from loanmesh.runtime.validation import violations
-from loanmesh.runtime.vitals import BACKLOG_EVERY, SAMPLE_EVERY_S, Queue, Vitals
+from loanmesh.runtime.vitals import BACKLOG_EVERY, SAMPLE_EVERY_S, Decision, Queue, Vitals
 
 NO_CONTEXT = cast(Any, None)
 
@@ -170,7 +170,7 @@ async def test_metrics_say_the_same_without_ids_or_personal_data(monkeypatch: py
     record_lag = telemetry.observe(process.vitals)
     record_lag(0.02)
     await call(process.guard, Verdict.ILL, Verdict.ILL)
-    process.vitals.decisions["approved"] += 5
+    process.vitals.decisions[Decision("approved", "consumer_loan", "A")] += 5
     process.vitals.degradations["without_bank_flow"] += 2
     process.vitals.backlog = 12
     process.load = 1.0
@@ -193,7 +193,7 @@ async def test_metrics_say_the_same_without_ids_or_personal_data(monkeypatch: py
     assert points["loanmesh.bulkhead.in_use", "court"] == 0
     assert points["loanmesh.queue.length", "accepts"] == 3
     assert points["loanmesh.backlog", ""] == 12
-    assert points["loanmesh.decisions", "approved"] == 5
+    assert points["loanmesh.decisions", "A,approved,consumer_loan"] == 5
     assert points["loanmesh.degradations", "without_bank_flow"] == 2
     assert points["loanmesh.degradation.in_force", "serve_cached,court"] == 1
     assert points[telemetry.LOOP_LAG, ""] == 1

@@ -5,7 +5,7 @@ from importlib import resources
 
 import pytest
 
-from services.pricing.policy import PARTS, CompiledRule, PolicyError, load_policy, nested, parse_policy
+from services.pricing.policy import PARTS, CompiledRule, PolicyError, load_policy, parse_policy
 
 POLICY = load_policy("cn-demo-2026-11")
 FOLDER = resources.files("services.pricing") / "policies" / "cn-demo-2026-11"
@@ -17,7 +17,7 @@ def test_every_rule_has_cases_on_both_sides_and_they_hold(compiled: CompiledRule
     assert compiled.rule.id
     assert {example.fires for example in compiled.rule.examples} == {True, False}
     for example in compiled.rule.examples:
-        assert compiled.fires(nested(example.given)) == example.fires
+        assert compiled.fires(example.given) == example.fires
 
 
 def test_a_rule_of_law_says_which_and_when_it_was_looked_up() -> None:

@@ -34,7 +34,7 @@ class Running:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.wire = HttpWire(url, SystemClock(), timeout_s=0.5)
+        self.wire = HttpWire(url, SystemClock(), 0.5, random.Random(1))
         self.session = aiohttp.ClientSession()
 
     async def ask(self, source: str, kind: Kind = "firm", index: int = 1) -> Answer | str:

@@ -43,13 +43,13 @@ async def serve(left_s: float | None, request: pb.ScoreProfilesRequest) -> tuple
         ran.append(deadline.remaining_s(clock.monotonic(), 60.0))
 
     async def continuation(details: object) -> Any:
-        return grpc.unary_unary_rpc_method_handler(cast(Any, handler))
+        return grpc.unary_unary_rpc_method_handler(cast(Any, handler), pb.ScoreProfilesRequest.FromString)
 
     details = SimpleNamespace(method="/lending.scoring.v1.ScoringService/ScoreProfiles", invocation_metadata=())
     wrapped = await ServerInterceptor(clock).intercept_service(continuation, cast(Any, details))
     context = Context(left_s)
     try:
-        await wrapped.unary_unary(request, context)
+        await wrapped.unary_unary(request.SerializeToString(), context)
     except Aborted:
         assert context.code
     deadline.note(None)

@@ -45,6 +45,9 @@ class Silent:
     def looked_at(self, application_id: str, attempts: int) -> None:
         pass
 
+    def mend(self, application_id: str) -> None:
+        pass
+
 
 @pytest.fixture
 def loop() -> Iterator[VirtualLoop]:

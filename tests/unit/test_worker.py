@@ -310,22 +310,6 @@ def test_nothing_leaves_nothing_behind() -> None:
     assert held.came_first_at() == float("inf")
 
 
-async def test_one_that_cannot_be_decided_does_not_hold_up_those_beside_it() -> None:
-    decided: list[str] = []
-
-    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
-        if any(claim.id == "2" for claim in claims):
-            raise ValueError("this one is poison")
-        decided.extend(claim.id for claim in claims)
-        return deferred(claims)
-
-    worker = a_worker(Leases(), decide_batch)
-    worker.offer(some_claims(4))
-    await turns()
-    await worker.drain()
-    assert sorted(decided) == ["0", "1", "3"]
-
-
 async def test_a_claim_that_fails_in_any_way_does_not_end_the_worker() -> None:
     begun: list[str] = []
 

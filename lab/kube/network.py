@@ -1,0 +1,136 @@
+"""Who must reach whom does: names lead to Services, Services to pods, and the policies of both ends let it pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lab.kube.connections import server_of
+from lab.kube.overlay import Object, Overlay, Problem, Workload, selects
+
+_NAMED = re.compile(r"(?:dns:///|https?://)?([a-z0-9-]+)(?:\.[a-z0-9-]+\.svc(?:\.cluster\.local)?)?:(\d+)")
+CLUSTER_LABEL = "cnpg.io/cluster"
+"""What CloudNativePG labels the pods of a cluster with."""
+
+
+def check(overlay: Overlay) -> Iterator[Problem]:
+    """Services, policies, and every address in a setting."""
+    for service in overlay.of("Service"):
+        yield from _service(overlay, service)
+    for policy in overlay.of("NetworkPolicy"):
+        yield from _policy(overlay, policy)
+    for workload in overlay.workloads:
+        yield from _addresses(overlay, workload)
+        yield from _database(overlay, workload)
+    for scaled in overlay.of("ScaledObject"):
+        yield from _scaler(overlay, scaled)
+
+
+def _service(overlay: Overlay, service: Object) -> Iterator[Problem]:
+    behind = [w for w in overlay.workloads if selects({"matchLabels": service.spec.get("selector")}, w.labels)]
+    if not behind:
+        yield service.wrong("spec.selector", "selects no pods of the overlay")
+    for workload in behind:
+        for port in service.spec.get("ports") or ():
+            target = port.get("targetPort", port["port"])
+            answered = workload.ports.get(target, target)
+            if answered not in workload.ports.values():
+                yield service.wrong("spec.ports.targetPort", f"{target} is no port of {workload.object}")
+            elif service.spec.get("clusterIP") == "None" and answered != port["port"]:
+                rule = f"is {port['port']}, but behind a headless Service pods themselves answer, on {answered}"
+                yield service.wrong("spec.ports.port", rule)
+
+
+def _labels(overlay: Overlay) -> Iterator[Mapping[str, str]]:
+    """Of all pods that there will be."""
+    yield from (workload.labels for workload in overlay.workloads)
+    yield from ({CLUSTER_LABEL: found.name} for found in overlay.of("Cluster"))
+
+
+def _policy(overlay: Overlay, policy: Object) -> Iterator[Problem]:
+    selector = policy.spec.get("podSelector")
+    if not any(selects(selector, labels) for labels in _labels(overlay)):
+        yield policy.wrong("spec.podSelector", "selects no pods of the overlay")
+    for way, word in (("ingress", "from"), ("egress", "to")):
+        for rule in policy.spec.get(way) or ():
+            for peer in rule.get(word) or ():
+                own = "podSelector" in peer and "namespaceSelector" not in peer
+                if own and not any(selects(peer["podSelector"], labels) for labels in _labels(overlay)):
+                    yield policy.wrong(f"spec.{way}.{word}.podSelector", "selects no pods of the overlay")
+
+
+def _addresses(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
+    """Each setting that names HOST:PORT in the cluster leads somewhere."""
+    for name, entry in workload.env.items():
+        value = str(entry.get("value", ""))
+        named = _NAMED.fullmatch(value)
+        if named is None or named[1][0].isdigit() or "LISTEN" in name:
+            continue
+        yield from _leads(overlay, workload.object, f"env {name}", value, named, workload.labels)
+
+
+def _scaler(overlay: Overlay, scaled: Object) -> Iterator[Problem]:
+    for index, trigger in enumerate(scaled.spec.get("triggers") or ()):
+        address = str((trigger.get("metadata") or {}).get("scalerAddress", ""))
+        at = f"spec.triggers[{index}].metadata.scalerAddress"
+        if trigger.get("type") == "external":
+            named = _NAMED.fullmatch(address)
+            if named is None:
+                yield scaled.wrong(at, f"{address!r} is no Service of the overlay")
+            else:
+                yield from _leads(overlay, scaled, at, address, named, None)
+
+
+def _leads(
+    overlay: Overlay, who: Object, at: str, value: str, named: re.Match[str], labels: Mapping[str, str] | None
+) -> Iterator[Problem]:
+    """labels  of the pods that ask; None for somebody in another namespace."""
+    service, port = overlay.find("Service", named[1]), int(named[2])
+    if service is None or port not in [one["port"] for one in service.spec.get("ports") or ()]:
+        yield who.wrong(at, f"{value} is no Service and port of the overlay")
+        return
+    for target in overlay.workloads:
+        if labels is not None and selects({"matchLabels": service.spec["selector"]}, target.labels):
+            yield from _passes(overlay, who, labels, target.object, target.labels, port)
+
+
+def _database(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
+    entry = workload.env.get(f"{workload.service.upper()}_DATABASE_URL") or {}
+    reference = (entry.get("valueFrom") or {}).get("secretKeyRef")
+    server = server_of(overlay, reference["name"], reference["key"]) if reference else None
+    if server:
+        pods = (
+            {CLUSTER_LABEL: server.object.name} if server.object.kind == "Cluster" else Workload(server.object).labels
+        )
+        yield from _passes(overlay, workload.object, workload.labels, server.object, pods, 5432)
+
+
+def _passes(
+    overlay: Overlay, who: Object, labels: Mapping[str, str], whom: Object, pods: Mapping[str, str], port: int
+) -> Iterator[Problem]:
+    if not _lets(overlay, "egress", "to", labels, pods, port):
+        yield who.wrong("NetworkPolicy egress", f"no policy lets it out to {whom}, port {port}")
+    if not _lets(overlay, "ingress", "from", pods, labels, port):
+        yield whom.wrong("NetworkPolicy ingress", f"no policy lets in {who}, port {port}")
+
+
+def _lets(
+    overlay: Overlay, way: str, word: str, selected: Mapping[str, str], peer: Mapping[str, str], port: int
+) -> bool:
+    about = [p for p in overlay.of("NetworkPolicy") if selects(p.spec.get("podSelector"), selected) and _is(p, way)]
+    return not about or any(
+        _port(rule, port) and _peer(rule.get(word), peer) for policy in about for rule in policy.spec.get(way) or ()
+    )
+
+
+def _is(policy: Object, way: str) -> bool:
+    return way.capitalize() in (policy.spec.get("policyTypes") or ("Ingress",))
+
+
+def _port(rule: Mapping[str, Any], port: int) -> bool:
+    return not rule.get("ports") or any(one.get("port") == port for one in rule["ports"])
+
+
+def _peer(peers: Sequence[Mapping[str, Any]] | None, labels: Mapping[str, str]) -> bool:
+    return not peers or any("namespaceSelector" not in one and selects(one.get("podSelector"), labels) for one in peers)

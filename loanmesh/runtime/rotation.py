@@ -1,0 +1,166 @@
+"""A channel over TLS that outlives its certificates.
+
+grpcio cannot give a channel new ones, so a channel is made anew when the files change. The new one connects first, then
+takes all new calls; the old one is closed when the last of its calls has ended. There is never none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+
+from loanmesh.runtime.certificates import Watched
+from loanmesh.runtime.clock import Clock
+
+CONNECT_WITHIN_S = 5.0
+"""How long a new channel may take to connect before the old one, where that still works, is kept for a while."""
+log = structlog.get_logger()
+Open = Callable[[grpc.ChannelCredentials], grpc.aio.Channel]
+
+
+class _Generation:
+    """One channel, and the calls that are under way on it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self._callables: dict[tuple[object, ...], Any] = {}
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def call(self, kind: str, how: tuple[Any, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        key = (kind, *how)
+        if key not in self._callables:
+            self._callables[key] = getattr(self.channel, kind)(*how)
+        call = self._callables[key](*arguments, **options)
+        self._calls += 1
+        self._idle.clear()
+        call.add_done_callback(self._ended)
+        return call
+
+    def _ended(self, _: Any) -> None:
+        self._calls -= 1
+        if not self._calls:
+            self._idle.set()
+
+    async def retire(self) -> None:
+        """Close when the last call has ended. Not by the channel's own grace: a call whose interceptor has not begun
+        yet is unknown to it, and would fail."""
+        await self._idle.wait()
+        await self.channel.close()
+
+
+class RotatingChannel(grpc.aio.Channel):
+    """A channel as stubs take it.
+
+    open_     makes a channel with the given credentials.
+    reload_s  how often the files are looked at, seconds; from the first call on.
+    """
+
+    def __init__(self, watched: Watched, open_: Open, reload_s: float, clock: Clock) -> None:
+        self._watched = watched
+        self._open = open_
+        self._reload_s = reload_s
+        self._clock = clock
+        self._now = _Generation(open_(credentials(watched)))
+        self._watching: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def retiring(self) -> int:
+        """Channels that only wait for their last calls."""
+        return len(self._retiring)
+
+    async def __aenter__(self) -> RotatingChannel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close all, with the calls still under way after `grace` seconds."""
+        for task in (*self._retiring, *([self._watching] if self._watching else [])):
+            task.cancel()
+            await asyncio.wait([task])
+        await self._now.channel.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """Of the channel that takes new calls."""
+        return self._now.channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Of the channel that takes new calls."""
+        await self._now.channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """Until the channel that takes new calls is connected."""
+        await self._now.channel.channel_ready()
+
+    def unary_unary(self, *how: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return self._callable("unary_unary", how)
+
+    def unary_stream(self, *how: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return self._callable("unary_stream", how)
+
+    def stream_unary(self, *how: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return self._callable("stream_unary", how)
+
+    def stream_stream(self, *how: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return self._callable("stream_stream", how)
+
+    def _callable(self, kind: str, how: tuple[Any, ...]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if self._watching is None:
+                self._watching = asyncio.create_task(self._watch())
+            return self._now.call(kind, how, arguments, options)
+
+        return call
+
+    async def _watch(self) -> None:
+        behind = False
+        while True:
+            await self._clock.sleep(self._reload_s)
+            behind |= self._watched.look()
+            if behind:
+                behind = not await self._move()
+
+    async def _move(self) -> bool:
+        """To a channel with what the files hold now; False where that does not connect, but the old one is."""
+        new = self._open(credentials(self._watched))
+        if not await _connects(new) and self._now.channel.get_state() is grpc.ChannelConnectivity.READY:
+            log.warning("channel_not_moved", error_type="tls_new_certificate_refused", kept="the one before")
+            await new.close()
+            return False
+        old, self._now = self._now, _Generation(new)
+        retiring = asyncio.create_task(old.retire())
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+        return True
+
+
+async def _connects(channel: grpc.aio.Channel) -> bool:
+    try:
+        async with asyncio.timeout(CONNECT_WITHIN_S):
+            await channel.channel_ready()
+    except TimeoutError:
+        return False
+    return True
+
+
+def credentials(watched: Watched) -> grpc.ChannelCredentials:
+    """What the files held at the last look, as a client shows it."""
+    material = watched.material
+    return grpc.ssl_channel_credentials(material.ca_pem, material.key_pem or None, material.certificate_pem or None)
+
+
+def named(server_name: str) -> Sequence[tuple[str, str]]:
+    """Options by which the server's certificate must state this name, whatever the address it was reached by."""
+    return [("grpc.default_authority", server_name)]

@@ -1,0 +1,103 @@
+"""HTTP to the sources: POST over connections that are kept, by aiohttp's protocol and parser without its session.
+
+The session (cookies, redirects, tracing, middlewares, payload types) is a third of what a query costs bureau, and a
+source needs none of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError
+
+from loanmesh.runtime.clock import Clock
+
+IDLE_S_MAX = 15.0
+"""How long a connection is kept that nobody uses; shorter than servers keep theirs, so that few are closed under us."""
+
+
+class Http:
+    """Keeps connections to one host. As many are open as calls are under way: the callers bound them."""
+
+    def __init__(self, base_url: str, clock: Clock) -> None:
+        url = urlsplit(base_url)
+        tls = url.scheme == "https"
+        self._tls = ssl.create_default_context() if tls else None
+        assert url.hostname
+        self._host, self._port = url.hostname, url.port or (443 if tls else 80)
+        self._path = url.path.rstrip("/")
+        self._headers = f"Host: {url.netloc.rpartition('@')[2]}\r\nContent-Type: application/json\r\n"
+        self._clock = clock
+        # Newest last: what is used again is the one used last, so that the others get old and are closed.
+        self._idle: deque[tuple[float, ResponseHandler]] = deque()
+
+    async def post(self, path: str, body: bytes, bytes_max: int) -> tuple[int, bytes | None]:
+        """Status and body of the answer to some JSON, None for a body longer than bytes_max. Follows no redirects.
+
+        Raises ClientConnectionError where the connection breaks, another ClientError where the answer is no HTTP.
+        What is cancelled closes its connection.
+        """
+        connection = self._take()
+        if connection is None:  # Not by its truth: a connection without an answer in it is false.
+            connection = await self._connect()
+        try:
+            if connection.transport is None:
+                raise aiohttp.ClientConnectionError("the connection broke")
+            start = f"POST {self._path}{path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
+            connection.transport.write(start.encode("ascii") + body)
+            # Each answer needs a parser of its own; without this one there is none.
+            connection.set_response_params(auto_decompress=False, read_until_eof=True)
+            message, content = await connection.read()
+            while 100 <= message.code < 200:
+                message, content = await connection.read()
+            read = bytearray()
+            async for chunk in content.iter_any():
+                read += chunk
+                if len(read) > bytes_max:
+                    connection.close()
+                    return message.code, None
+        except HttpProcessingError as error:
+            connection.close()
+            raise aiohttp.ClientError("the answer is no HTTP") from error
+        except BaseException:
+            connection.close()
+            raise
+        self._give_back(connection)
+        return message.code, bytes(read)
+
+    def close(self) -> None:
+        """Close what is idle; calls under way must have ended."""
+        while self._idle:
+            self._idle.pop()[1].close()
+
+    def _take(self) -> ResponseHandler | None:
+        while self._idle:
+            since, connection = self._idle.pop()
+            if connection.is_connected() and self._clock.monotonic() - since < IDLE_S_MAX:
+                return connection
+            connection.close()
+        return None
+
+    def _give_back(self, connection: ResponseHandler) -> None:
+        if connection.should_close:
+            connection.close()
+            return
+        now = self._clock.monotonic()
+        self._idle.append((now, connection))
+        while now - self._idle[0][0] >= IDLE_S_MAX:
+            self._idle.popleft()[1].close()
+
+    async def _connect(self) -> ResponseHandler:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(
+                lambda: ResponseHandler(loop), self._host, self._port, ssl=self._tls
+            )
+        except OSError as error:
+            raise aiohttp.ClientConnectionError(str(error)) from error
+        return connection
