@@ -312,7 +312,7 @@ def test_the_server_may_add_but_not_change() -> None:
 def test_secrets_that_nobody_makes_are_made_for_the_trial(local: Overlay) -> None:
     assert sorted(trial.missing(local, [])) == ["bureau-tls", "intake-tls", "pricing-tls", "scoring-tls"]
     production = build(OVERLAYS / "production")
-    assert sorted(trial.missing(production, [])) == ["bureau-keys"]
+    assert sorted(trial.missing(production, [])) == ["bureau-keys", "intake-keys"]
     assert {"intake-tls", "intake-db-app"} <= set(trial.missing(production, ["Certificate", "Cluster"]))
 
 
