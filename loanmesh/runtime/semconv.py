@@ -78,6 +78,7 @@ SOURCE_SPEND = "loanmesh.source.spend"
 SOURCE_OBSERVED = "loanmesh.source.observed"
 DECISIONS = "loanmesh.decisions"
 DEGRADED = "loanmesh.degradations"
+PARKED_NOW = "loanmesh.parked"
 PARKED = "loanmesh.applications.parked"
 DEGRADATION_IN_FORCE = "loanmesh.degradation.in_force"
 DURATION_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)

@@ -24,6 +24,7 @@ from loanmesh.runtime import caller, deadline, measures, ops, semconv, telemetry
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.door import Door
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
+from loanmesh.runtime.limits import server_options
 from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.profile import profiled
 from loanmesh.runtime.setting_rules import refusing
@@ -156,17 +157,9 @@ def make_server(
     door  decides who may call what; None: callers are who they say, and may call all.
     slow_call_s  from which duration on a call's span is kept, whether its trace is sampled or not.
     """
-    megabytes = settings.max_message_mib * 1024 * 1024
     return grpc.aio.server(
         interceptors=[ServerInterceptor(clock, door, slow_call_s)],
-        options=[
-            ("grpc.max_receive_message_length", megabytes),
-            ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)),
-            # Grace longer than any deadline, so that aging ends no call.
-            ("grpc.max_connection_age_grace_ms", 120_000),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-            ("grpc.so_reuseport", 0),
-        ],
+        options=server_options(settings.limits, settings.max_message_mib, settings.max_connection_age_s),
     )
 
 

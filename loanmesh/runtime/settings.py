@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from loanmesh.runtime.knobs import knobs, names
+from loanmesh.runtime.limits import LimitSettings
 from loanmesh.runtime.setting_file import FILE, section
 from loanmesh.runtime.setting_rules import (
     ExtraListen,
@@ -46,7 +47,8 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
     max_connection_age_s: Annotated[float, Field(gt=0)] = 30.0
     """How long a connection lives before the client must look up addresses again; lets new replicas get traffic."""
     max_message_mib: Annotated[int, Field(ge=1, le=64)] = 8
-    """Largest message taken, MiB."""
+    """Largest message taken, MiB, unpacked where it comes compressed."""
+    limits: LimitSettings = LimitSettings()
 
 
 class TlsSettings(BaseModel, frozen=True, extra="forbid"):

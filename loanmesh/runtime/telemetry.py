@@ -173,6 +173,7 @@ def observe(vitals: Vitals) -> Callable[[float], None]:
     show("gauge", semconv.BACKLOG_AGE, "s", lambda v: _standing(v, "backlog_age_s"))
     show("gauge", semconv.PENDING_AGE, "s", lambda v: _standing(v, "pending_age_s"))
     show("gauge", semconv.UNOWNED, "{application}", lambda v: _standing(v, "unowned"))
+    show("gauge", semconv.PARKED_NOW, "{application}", lambda v: _standing(v, "parked"))
     show("counter", semconv.OFFERED, "{application}", lambda v: _tally(v.offered, "loanmesh.priority"))
     show("counter", semconv.ACCEPTED, "{application}", lambda v: _tally(v.accepted, "loanmesh.priority"))
     show("counter", semconv.DECISIONS, "{decision}", _decisions)
