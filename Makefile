@@ -40,6 +40,7 @@ chaos: $(READY) ## Submit 100,000 under 420 faults on both databases, check ever
 
 causes: $(READY) ## Plant ten troubles in a real mesh; is each named first by why-failed? make causes ARGS="--only full_disk"
 	@$(BIN)/python -m lab.causes $(ARGS)
+
 promotion: $(READY) ## Live through a small promotion with a real mesh and compare what the simulator foretells
 	@$(BIN)/python -m benchmarks.foretold $(ARGS)
 
