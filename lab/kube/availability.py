@@ -33,6 +33,11 @@ class Watched:
         self.fewest: dict[str, int] = {}
 
     @property
+    def ready(self) -> set[str]:
+        """Those that serve now, by uid, as far as the watch has told."""
+        return set(self._ready)
+
+    @property
     def all_in_sight(self) -> bool:
         """Whether every replica that was there has been seen: a watch begins with one event each."""
         return set(self.fewest) == set(self._present)
@@ -40,7 +45,7 @@ class Watched:
     def see(self, kind: str, pod: Data) -> None:
         """One event of a watch."""
         name, uid = pod["metadata"].get("labels", {}).get(NAME, ""), pod["metadata"]["uid"]
-        if kind != "DELETED" and is_ready(pod):
+        if name in self._present and kind != "DELETED" and is_ready(pod):
             self._ready[uid] = name
         else:
             self._ready.pop(uid, None)

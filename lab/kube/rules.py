@@ -12,7 +12,7 @@ import yaml
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FILES = tuple(DEPLOY / "observability" / "prometheus" / name for name in ("recording.yaml", "alerts.yaml"))
 OUT = DEPLOY / "k8s" / "components" / "prometheus" / "rules.yaml"
-HEAD = "# Written by `python -m lab.kube.rules` from deploy/observability/prometheus: change those, then write it.\n"
+HEAD = "# Written by `python -m lab.kube.rules` from deploy/observability/prometheus: change that instead.\n"
 
 
 def text() -> str:

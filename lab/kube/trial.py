@@ -48,7 +48,7 @@ async def secrets(wanted: dict[str, set[str]], overlay: Overlay, namespace: str,
     made: list[Data] = []
     for name, keys in sorted(wanted.items()):
         if keys & set(FILES):
-            values = await _certificate(name.removesuffix(SUFFIX), overlay, folder)
+            values = await certificate(name.removesuffix(SUFFIX), overlay, folder)
         else:
             values = {key: _word(key) for key in keys}
         metadata = {"name": name, "namespace": namespace}
@@ -62,18 +62,18 @@ def _word(key: str) -> str:
     return "postgresql://nobody:trial@database.invalid/none" if key in ("uri", "url") else "for-trials-only"
 
 
-async def _certificate(service: str, overlay: Overlay, folder: Path) -> dict[str, str]:
-    """Issued to the service, for all the Services in front of the Deployments that run it."""
+async def certificate(service: str, overlay: Overlay, folder: Path) -> dict[str, str]:
+    """Issued to the service in `folder`, for all the Services in front of the Deployments that run it; by file."""
     if not (folder / "ca.crt").exists():
-        await _certs("init", "--dir", str(folder))
+        await certs("init", "--dir", str(folder))
     names = sorted({workload.name for workload in overlay.services() if workload.service == service} | {service})
-    await _certs(
-        "issue", "service", service, "--dir", str(folder), *(word for name in names for word in ("--dns", name))
-    )
+    dns = [word for name in names for word in ("--dns", name)]
+    await certs("issue", "service", service, "--dir", str(folder), *dns)
     return {file: (folder / "services" / service / file).read_text(encoding="ascii") for file in FILES}
 
 
-async def _certs(*words: str) -> None:
+async def certs(*words: str) -> None:
+    """`loanmesh certs`. Raises Refused."""
     # The command, since the laboratory knows the mesh from outside.
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "loanmesh", "certs", *words,

@@ -10,69 +10,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lab.kube import check, trial
-from lab.kube.availability import NAME, Watching, is_ready
+from lab.kube.availability import NAME, Watched, Watching, is_ready
 from lab.kube.cluster import Cluster, Data, Kubectl, Refused
 from lab.kube.completeness import bounds, scaler_of
 from lab.kube.overlay import OVERLAYS, CannotBuild, Object, Overlay, build
+from lab.kube.report import Report, summed_up
 from loanmesh.runtime.clock import Clock, SystemClock
 
 LOOK_EVERY_S = 2.0
 SIMULATED = "kwok.x-k8s.io/node"
 """Annotation of nodes that kwok plays."""
 ZONE = "topology.kubernetes.io/zone"
-
-
-@dataclass(frozen=True)
-class Line:
-    """What one step showed."""
-
-    step: str
-    outcome: str
-    """ok, failed, or not_tried."""
-    text: str
-
-
-@dataclass
-class Report:
-    """What was seen, told as it comes."""
-
-    tell: Callable[[Line], None]
-    lines: list[Line] = field(default_factory=list)
-
-    def ok(self, step: str, text: str) -> None:
-        self._add(Line(step, "ok", text))
-
-    def failed(self, step: str, text: str) -> None:
-        self._add(Line(step, "failed", text))
-
-    def not_tried(self, step: str, text: str) -> None:
-        self._add(Line(step, "not_tried", text))
-
-    def judge(self, step: str, wrong: Sequence[str], fine: str) -> None:
-        """Failed with all that is wrong, or ok."""
-        if wrong:
-            self.failed(step, "; ".join(wrong))
-        else:
-            self.ok(step, fine)
-
-    @property
-    def good(self) -> bool:
-        return all(line.outcome != "failed" for line in self.lines)
-
-    def _add(self, line: Line) -> None:
-        self.lines.append(line)
-        self.tell(line)
 
 
 class Impossible(Exception):
@@ -83,7 +40,6 @@ class Trial:
     """One overlay on one cluster.
 
     within_s  how long a step may take: until all is ready, until a release is out, until a node is empty.
-    progress  told what is waited for.
     """
 
     def __init__(
@@ -94,9 +50,8 @@ class Trial:
         report: Report,
         *,
         within_s: float = 300.0,
-        progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._cluster, self._clock, self._report, self._progress = cluster, clock, report, progress
+        self._cluster, self._clock, self._report = cluster, clock, report
         self._overlay = overlay
         self._within_s = within_s
         self._namespace = overlay.of("Namespace")[0].name
@@ -234,7 +189,7 @@ class Trial:
                 raise Impossible(f"{step}: after {self._within_s:g} s still waiting for {'; '.join(rest[:8])}")
             if rest[0] != said:
                 said = rest[0]
-                self._progress(f"{step}: waiting for {len(rest)}, first: {said}")
+                self._report.progress(f"{step}: waiting for {len(rest)}, first: {said}")
             await self._clock.sleep(LOOK_EVERY_S)
 
     # --- What the API server made of it ---
@@ -321,9 +276,19 @@ class Trial:
             for name in floors:
                 await self._cluster.restart(name, self._namespace)
             await self._all_ready("release")
+            await self._told("release", seen)
             kept = before.keys() & (await self._serving()).keys()
         wrong = [*seen.broken, *(f"pod {before[uid]['metadata']['name']} was not replaced" for uid in kept)]
         self._report.judge("release", wrong, f"{len(before)} pods replaced; fewest ready {_counts(seen.fewest)}")
+
+    async def _told(self, step: str, seen: Watched) -> None:
+        """Wait until the watch has told of all that serve now: then it has told of all that went before, too."""
+
+        async def waiting_for() -> list[str]:
+            rest = (await self._serving()).keys() ^ seen.ready
+            return [f"the watch is behind by {len(rest)} pods"] if rest else []
+
+        await self._until(step, waiting_for)
 
     async def _serving(self) -> dict[str, Data]:
         """Pods of our services that serve, by uid."""
@@ -343,6 +308,7 @@ class Trial:
         async with self._cordoned(node), Watching(self._cluster, self._namespace, floors, needed) as seen:
             await self._cluster.drain(node, self._within_s)
             await self._all_ready("drain")
+            await self._told("drain", seen)
             left = [p["metadata"]["name"] for p in await self._pods() if p["spec"].get("nodeName") == node]
         wrong = [*seen.broken, *(f"pod {name} is still on {node}" for name in left)]
         fine = f"{node} emptied of {len(on_it)} pods; fewest ready {_counts(seen.fewest)}"
@@ -379,7 +345,7 @@ class Trial:
     async def _clean_up(self) -> None:
         wrong = []
         for found in reversed(self._made):
-            self._progress(f"clean up: deleting {found}")
+            self._report.progress(f"clean up: deleting {found}")
             try:
                 await self._cluster.delete(found.kind, found.name, self._within_s)
             except Refused as error:
@@ -450,36 +416,17 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--within must be above 0")
     folder = OVERLAYS / asked.overlay if (OVERLAYS / asked.overlay).is_dir() else Path(asked.overlay)
 
-    def tell(line: Line) -> None:
-        if not asked.json:
-            print(f"{line.outcome.replace('_', ' '):10}{line.step}: {line.text}", flush=True)
-
-    report = Report(tell)
+    report = Report(quiet=asked.json)
     try:
         overlay = build(folder)
         wrong = [str(problem) for problem in check.problems(overlay)]
         report.judge("checker", wrong, f"{asked.overlay}: {len(overlay.objects)} objects, no problems")
         if not wrong:
-            trial_ = Trial(
-                Kubectl(asked.context, asked.kubeconfig),
-                overlay,
-                SystemClock(),
-                report,
-                within_s=asked.within,
-                progress=lambda text: print(f"  ... {text}", file=sys.stderr, flush=True),
-            )
-            asyncio.run(trial_.run(keep=asked.keep))
+            cluster = Kubectl(asked.context, asked.kubeconfig)
+            asyncio.run(Trial(cluster, overlay, SystemClock(), report, within_s=asked.within).run(keep=asked.keep))
     except CannotBuild as error:
         report.failed("build", str(error))
-    if asked.json:
-        print(
-            json.dumps({"overlay": asked.overlay, "ok": report.good, "steps": [asdict(line) for line in report.lines]})
-        )
-    elif report.good:
-        print(f"{asked.overlay} holds on this cluster, as far as it was tried")
-    else:
-        failed = ", ".join(line.step for line in report.lines if line.outcome == "failed")
-        print(f"{asked.overlay} does not hold: {failed}", file=sys.stderr)
+    summed_up(report, asked.overlay, asked.json)
     return 0 if report.good else 1
 
 

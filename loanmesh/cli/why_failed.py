@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 
 def why_failed_command(
-    since: Annotated[str, typer.Option(help="How far back: 30s, 10m, 2h, 1d.")] = "10m",
+    since: Annotated[
+        str, typer.Option(help="How far back: 30s, 10m, 2h, 1d; or a time, 2026-11-25T14:00:00Z.")
+    ] = "10m",
     state: State = Path(),
     jaeger: Jaeger = "",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
@@ -40,14 +42,18 @@ def why_failed_command(
     Counts applications, and calls that stored none. Example: `loanmesh why-failed --since 10m`
     """
     complain = Console(stderr=True, highlight=False, soft_wrap=True)
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", since)
-    if not found:
-        complain.print(f"[red]--since[/] must be a number with s, m, h or d, as 10m, not {escape(repr(since))}")
-        raise typer.Exit(USAGE)
-    back_s = float(found[1]) * _UNITS[found[2]]
+    clock = SystemClock()
+    try:
+        began = since_when(since, clock)
+    except ValueError as error:
+        complain.print(
+            f"[red]--since[/] must be a number with s, m, h or d, as 10m, or a time as 2026-11-25T14:00:00Z,"
+            f" not {escape(repr(since))}"
+        )
+        raise typer.Exit(USAGE) from error
     folder = default_state() if state == Path() else state
     try:
-        groups = asyncio.run(ask(traces_at(folder, jaeger), folder, back_s, SystemClock()))
+        groups = asyncio.run(ask(traces_at(folder, jaeger), folder, began))
     except CannotRead as error:
         complain.print(f"[red]not reachable[/]: {error}")
         raise typer.Exit(UNREACHABLE) from error
@@ -57,9 +63,16 @@ def why_failed_command(
         show(Console(highlight=False, soft_wrap=True), groups, since)
 
 
-async def ask(traces: Traces, state: Path, back_s: float, clock: Clock) -> list[Group]:
-    """Everything that went wrong in the last `back_s` seconds, by cause."""
-    spans = await traces.since(clock.now().timestamp() - back_s)
+def since_when(text: str, clock: Clock) -> float:
+    """`10m` before now, or an ISO 8601 time, as seconds since 1970. Raises ValueError."""
+    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
+        return clock.now().timestamp() - float(found[1]) * _UNITS[found[2]]
+    return dt.datetime.fromisoformat(text).astimezone().timestamp()
+
+
+async def ask(traces: Traces, state: Path, began: float) -> list[Group]:
+    """Everything that went wrong since then (seconds since 1970), by cause."""
+    spans = await traces.since(began)
     return why_failed(spans, await traces.last_seen(), await _alive(state))
 
 
@@ -77,7 +90,7 @@ async def _alive(state: Path) -> set[str]:
 def show(console: Console, groups: Sequence[Group], since: str) -> None:
     """For a person: each cause with how often, since when, an example, and what to do next."""
     if not groups:
-        console.print(f"[green]nothing failed or came late[/] in the last {since}. `loanmesh top` shows the mesh now")
+        console.print(f"[green]nothing failed or came late[/] since {since}. `loanmesh top` shows the mesh now")
         return
     for group in groups:
         cause = group.cause

@@ -24,8 +24,8 @@ from loanmesh.promotion.waiting import PRIORITIES, Waiting, percentiles
 from loanmesh.runtime.replicas import Load, wanted
 
 Scaling = Literal["keda", "hpa", "none"]
-"""keda: by what intake's scaler answers, with the plan as a floor by the clock; hpa: by CPU, with the plan as least
-replicas; none: the plan's replicas, and no autoscaler."""
+"""keda: by what intake's scaler answers and by CPU, with the plan as a floor by the clock; hpa: by CPU, with the plan
+as least replicas; none: the plan's replicas, and no autoscaler."""
 BEFORE_S = 300.0
 """Quiet that is lived through before the replicas of the plan are asked for."""
 STEPS_A_SECOND_MAX = 20
@@ -277,8 +277,8 @@ class _Day:
         yield self.env.timeout(float(self.dice.uniform(0, SYNC_S)))
         while True:
             floor = planned.replicas if self.planned and floor_from_s <= self.at_s < floor_to_s else usual
-            asked = self._keda(name) if self.scaling == "keda" else self._cpu(name)
-            pods.scale(scaler.replicas(self.at_s, pods.wanted, (float(floor), asked)))
+            totals = [float(floor), self._cpu(name), *([self._keda(name)] if self.scaling == "keda" else [])]
+            pods.scale(scaler.replicas(self.at_s, pods.wanted, totals))
             yield self.env.timeout(SYNC_S)
 
     def _keda(self, name: Service) -> float:

@@ -130,8 +130,9 @@ def _bytes(role: str, path: Path) -> bytes:
 
 
 def _certificates(role: str, path: Path) -> list[x509.Certificate]:
+    content = _bytes(role, path)
     try:
-        return x509.load_pem_x509_certificates(_bytes(role, path))
+        return x509.load_pem_x509_certificates(content)
     except ValueError as error:
         raise BadCertificate(role, path, "holds no certificate in PEM") from error
 
@@ -144,22 +145,25 @@ class Watched:
         self._files = files
         self._seen = self._stamp()
         self.material = read(files)
+        self._unsound: object = None
         self._complaint = ""
 
     def look(self) -> bool:
         """Whether they were replaced. Files that do not fit together, or cannot be read, change nothing: what was
-        sound stays in force, the cause is logged once, and the next look tries again."""
+        sound stays in force, and the next look tries again; where that finds them still the same, and not just caught
+        half-way, the cause is logged once."""
         stamp = self._stamp()
         if stamp == self._seen:
             return False
         try:
             material = read(self._files)
         except BadCertificate as error:
-            if self._complaint != str(error):
+            seen_before, self._unsound = self._unsound == stamp, stamp
+            if seen_before and self._complaint != str(error):
                 self._complaint = str(error)
                 log.warning("certificate_not_replaced", error_type="tls_bad_file", role=error.role, cause=str(error))
             return False
-        self._seen, self._complaint = stamp, ""
+        self._seen, self._unsound, self._complaint = stamp, None, ""
         replaced, self.material = material != self.material, material
         if replaced:
             log.info("certificate_replaced", identity=material.identity, expires_at=str(material.expires_at))

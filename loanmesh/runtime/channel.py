@@ -12,9 +12,9 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2  # noqa: F401  Registers the health service that healthCheckConfig calls.
-from opentelemetry import metrics, propagate, trace
+from opentelemetry import propagate, trace
 
-from loanmesh.runtime import deadline, semconv, tracing
+from loanmesh.runtime import deadline, measures, semconv, telemetry, tracing
 from loanmesh.runtime.certificates import Files, Watched
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.handshake import Diagnosis
@@ -140,7 +140,7 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
         self._deadline_s = deadline_s
         self._diagnosis = diagnosis
         self._tracer = trace.get_tracer("loanmesh")
-        self._duration = metrics.get_meter("loanmesh").create_histogram(semconv.CLIENT_DURATION, unit="s")
+        self._duration = telemetry.recorder(measures.CLIENT_CALL)
 
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         """Make the call within what time is left; a cancelled caller cancels the call."""
@@ -189,7 +189,7 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
                         span.set_status(trace.StatusCode.ERROR, status)
                 elif status != "OK" and (recorder := tracing.recorder()):
                     _tell(recorder, method, span, parent, started, ended, status, cause)
-                self._duration.record(ended - started, {semconv.RPC_METHOD: method, semconv.RPC_STATUS_CODE: status})
+                self._duration(ended - started, {semconv.RPC_METHOD: method, semconv.RPC_STATUS_CODE: status})
 
     def _cause(self, error: grpc.aio.AioRpcError) -> str:
         """Tell a bad certificate from a service that is away, in span and log."""

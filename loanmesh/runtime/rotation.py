@@ -67,6 +67,8 @@ class RotatingChannel(grpc.aio.Channel):
         self._reload_s = reload_s
         self._clock = clock
         self._now = _Generation(open_(credentials(watched)))
+        self.rotations = 0
+        """How often it was moved to a new channel."""
         self._watching: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -140,6 +142,7 @@ class RotatingChannel(grpc.aio.Channel):
             await new.close()
             return False
         old, self._now = self._now, _Generation(new)
+        self.rotations += 1
         retiring = asyncio.create_task(old.retire())
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)

@@ -18,9 +18,9 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
-from opentelemetry import metrics, propagate, trace
+from opentelemetry import propagate, trace
 
-from loanmesh.runtime import caller, deadline, ops, semconv, telemetry, tracing
+from loanmesh.runtime import caller, deadline, measures, ops, semconv, telemetry, tracing
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.door import Door
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
@@ -224,7 +224,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         self._door = door
         self._slow_call_s = slow_call_s
         self._tracer = trace.get_tracer("loanmesh")
-        self._duration = metrics.get_meter("loanmesh").create_histogram(semconv.SERVER_DURATION, unit="s")
+        self._duration = telemetry.recorder(measures.SERVER_CALL)
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         """Wrap the handler; of health, reflection and the like only the caller is looked at."""
@@ -374,7 +374,7 @@ class _Call:
         if recorder and self._items:
             self._tell_items(recorder, ended, wrong)
         self._scope.__exit__(None, None, None)
-        self._owner._duration.record(took_s, {semconv.RPC_METHOD: self._method, semconv.RPC_STATUS_CODE: self._status})
+        self._owner._duration(took_s, {semconv.RPC_METHOD: self._method, semconv.RPC_STATUS_CODE: self._status})
 
     def _note(self, recorder: tracing.Recorder, ended: float, wrong: str, keep: bool) -> None:
         """Tell the span that was not recorded, where the call went wrong; else keep it for whoever may want it."""

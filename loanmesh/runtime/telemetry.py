@@ -29,6 +29,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from loanmesh.runtime import semconv, tracing
 from loanmesh.runtime.breaker import State
 from loanmesh.runtime.clock import SystemClock, new_owner
+from loanmesh.runtime.histogram import Exporting, Histogram
 from loanmesh.runtime.measures import Measure
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ STOP_S_MAX = 2.0
 _LOGS_WAITING_MAX = 2_000
 _logs: LoggerProvider | None = None
 _instance = ""
+_histograms: dict[str, Histogram] = {}
 
 
 def start_telemetry(service: str, owner: str, settings: TelemetrySettings) -> None:
@@ -98,12 +100,15 @@ def _export(service: str, owner: str, endpoints: list[str], settings: TelemetryS
     clock = SystemClock()
     tracing.start(tracing.Recorder(provider, clock, random.Random()))
     readers = [
-        PeriodicExportingMetricReader(OTLPMetricExporter(**where), settings.metrics_every_s * 1000, EXPORT_S_MAX * 1000)
+        PeriodicExportingMetricReader(
+            Exporting(OTLPMetricExporter(**where), _histograms.values()),
+            settings.metrics_every_s * 1000,
+            EXPORT_S_MAX * 1000,
+        )
         for where in to
     ]
     bounds = ExplicitBucketHistogramAggregation(semconv.DURATION_BOUNDS_S)
-    timed = (semconv.SERVER_DURATION, semconv.CLIENT_DURATION, semconv.LOOP_LAG)
-    views = [View(instrument_name=name, aggregation=bounds) for name in timed]
+    views = [View(instrument_name=semconv.LOOP_LAG, aggregation=bounds)]
     metrics.set_meter_provider(MeterProvider(readers, resource=resource, views=views))
     global _logs
     _logs = LoggerProvider(resource)
@@ -134,11 +139,9 @@ class _Log:
 
 
 def recorder(measure: Measure) -> Callable[[float, Mapping[str, str]], None]:
-    """Records what is distributed, with what it is recorded by; nothing where nothing is exported."""
-    made = metrics.get_meter("loanmesh").create_histogram(
-        measure.name, unit=measure.unit, explicit_bucket_boundaries_advisory=measure.bounds
-    )
-    return made.record
+    """Records what is distributed, with what it is recorded by; one a measure and process."""
+    clock = SystemClock()
+    return _histograms.setdefault(measure.name, Histogram(measure, lambda: int(clock.now().timestamp() * 1e9))).record
 
 
 def observe(vitals: Vitals) -> Callable[[float], None]:

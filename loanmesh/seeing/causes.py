@@ -292,6 +292,9 @@ def _deadline(spans: Sequence[Span], _: _Evidence) -> Cause | None:
         status = span.text(semconv.RPC_STATUS_CODE)
         if span.kind == "client" and span.service not in _INSIDE and span.error and status == "UNAVAILABLE":
             return Cause("intake_down", "caller -> intake", status, "intake cannot be reached", "loanmesh status")
+        if span.kind == "client" and span.service not in _INSIDE and span.error == "RESOURCE_EXHAUSTED":
+            text = "the client library held calls back, since the mesh had turned others away"
+            return Cause("caller_throttled", "caller", status, text, "loanmesh top")
         if span.kind == "server" and span.service == "intake" and status in ("INTERNAL", "UNKNOWN"):
             text = f"intake has a bug: {span.text(semconv.EXCEPTION_TYPE)}"
             return Cause("intake_broken", "caller -> intake", status, text, "loanmesh trace EXAMPLE")
@@ -299,7 +302,11 @@ def _deadline(spans: Sequence[Span], _: _Evidence) -> Cause | None:
 
 
 def _queue(spans: Sequence[Span], _: _Evidence) -> Cause | None:
-    late = [s for s in spans if s.text(semconv.KEPT_FOR) in ("late", "deferred", "retried", "failed")]
+    late = [
+        s
+        for s in spans
+        if s.service == "intake" and s.text(semconv.KEPT_FOR) in ("late", "deferred", "retried", "failed")
+    ]
     if not late:
         return None
     waited_ms = max((float(s.attributes.get(semconv.WAITED_MS, 0)) for s in late), default=0.0)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
 from lending.bureau.v1.bureau_service_pb2 import CreditProfile, GatherProfilesRequest, SourceReport
 from lending.type.v1.party_pb2 import Identity, Party
 
 from loanmesh.runtime.clock import Clock
-from loanmesh.runtime.consent import has_consent
+from loanmesh.runtime.consent import consented
 from loanmesh.runtime.guard import Guard, Refused, Verdict
 from loanmesh.runtime.vitals import SourceFigures
 from services.bureau.brownout import Brownout
@@ -118,7 +119,10 @@ class Gatherer:
         trails = {key: self._trails[key] for key in tasks}
         if tasks:
             await asyncio.wait(tasks.values(), timeout=self._budget_s)
-        profiles = [self._profile(item, keys, cached, tasks, spared) for item, keys in zip(items, wanted, strict=True)]
+        gathered_at = Timestamp()
+        gathered_at.FromDatetime(ended := self._clock.now())
+        reports = [self._reports(keys, cached, tasks, spared, ended.timestamp()) for keys in wanted]
+        profiles = [CreditProfile(reports=each, gather_time=gathered_at) for each in reports]
         if self._follow:
             self._follow(items, profiles, [[trails[key] for key in keys if key in trails] for keys in wanted], began)
         return profiles
@@ -132,11 +136,8 @@ class Gatherer:
 
     def _wanted(self, item: GatherProfilesRequest.Item, now: dt.datetime) -> list[Key]:
         subject = self._hash(item.party.identity.value)
-        return [
-            (item.lender, subject, source)
-            for source in self._sources
-            if has_consent(item.consents, item.party, source, now)
-        ]
+        may_ask = consented(item.consents, item.party, now)
+        return [(item.lender, subject, source) for source in self._sources if source in may_ask]
 
     def _step(self, key: Key, cached: Mapping[Key, Answer], now_s: float) -> str:
         """The degradation step because of which the source is not asked; empty: ask.
@@ -182,28 +183,26 @@ class Gatherer:
     def _missing(self, cause: str, retry_in_s: float = 0.0) -> Missing:
         return Missing(cause, self._clock.now().timestamp() + max(self._retry_s, retry_in_s))
 
-    def _profile(
+    def _reports(
         self,
-        item: GatherProfilesRequest.Item,
         keys: Sequence[Key],
         cached: Mapping[Key, Answer],
         tasks: Mapping[Key, asyncio.Task[Answer | Missing]],
         spared: Mapping[Key, str],
-    ) -> CreditProfile:
-        now = self._clock.now()
+        now_s: float,
+    ) -> list[SourceReport]:
         by_source = {key[2]: key for key in keys}
-        profile = CreditProfile()
-        profile.gather_time.FromDatetime(now)
+        reports = []
         for source in self._sources.values():
             key = by_source.get(source.id)
-            said = None if key is None else self._said(key, source, cached, tasks, now.timestamp())
-            made = report(source, said, now.timestamp(), spared.get(key, "") if key else "")
+            said = None if key is None else self._said(key, source, cached, tasks, now_s)
+            made = report(source, said, now_s, spared.get(key, "") if key else "")
             figures = self.figures[source.id]
             figures.reports[_STATES[made.state]] += 1
             if isinstance(said, Answer):
                 figures.used(said.observed_at)
-            profile.reports.append(made)
-        return profile
+            reports.append(made)
+        return reports
 
     def _said(
         self,
@@ -213,11 +212,13 @@ class Gatherer:
         tasks: Mapping[Key, asyncio.Task[Answer | Missing]],
         now_s: float,
     ) -> Answer | Missing:
-        task = tasks.get(key)
-        fetched = self._outcome(task) if task else self._missing("skipped")
-        if isinstance(fetched, Missing) and key in cached and is_usable(cached[key].observed_at, source, now_s):
-            return cached[key]
-        return fetched
+        fetched = self._outcome(tasks[key]) if key in tasks else None
+        if isinstance(fetched, Answer):
+            return fetched
+        known = cached.get(key)
+        if known and is_usable(known.observed_at, source, now_s):
+            return known
+        return fetched or self._missing("skipped")
 
     def _outcome(self, task: asyncio.Task[Answer | Missing]) -> Answer | Missing:
         if not task.done():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import hmac
 import random
 
@@ -59,7 +58,7 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         wire,
         store,
         clock,
-        lambda number: hmac.new(key, number.encode(), hashlib.sha256).hexdigest(),
+        lambda number: hmac.digest(key, number.encode(), "sha256").hex(),
         guards=guards,
         budget_s=settings.gather.budget_s,
         retry_s=settings.gather.retry_s,

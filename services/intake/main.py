@@ -25,6 +25,7 @@ from loanmesh.runtime.opening import opening
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, recorder
 from loanmesh.runtime.vitals import Queue, Standing, Vitals
+from loanmesh.runtime.witness import WitnessedClock
 from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
@@ -81,7 +82,14 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         await asyncio.to_thread(prepare, url, "services.intake", settings.migrate)
         database = await open_database(url)
     owner = telemetry.instance("intake")
-    store = Store(database, clock, owner, settings.lease.duration_s)
+    report = structlog.get_logger().warning
+    witnessed = WitnessedClock(
+        clock, lambda: store.now(), lambda ahead_s: report("clock_not_believed", ahead_s=round(ahead_s, 3))
+    )
+    store = Store(database, witnessed, owner, settings.lease.duration_s)
+    with opening("INTAKE_DATABASE_URL", url):
+        await witnessed.look()
+    clock = witnessed
     channels = [
         open_channel(target, clock, deadline_s, service=name, tls=settings.tls)
         for name, target in (
@@ -105,8 +113,6 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     )
     admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
 
-    report = structlog.get_logger().warning
-
     def told(step: Step, in_force: bool) -> None:
         report("stage_is_down" if in_force else "stage_is_up", stage=step.subject, cause=step.cause)
 
@@ -114,7 +120,9 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         return Standing(*await store.standing(settings.lease.poll_s))
 
     parking = Parking(settings.parking, clock, random.Random(), told)
-    vitals = Vitals(guards=guards, count_backlog=estimate.backlog, steps=list(parking.steps.values()), look=look)
+    vitals = Vitals(
+        guards=guards, count_backlog=estimate.backlog, steps=[*parking.steps.values(), witnessed.step], look=look
+    )
     decision_s = telemetry.recorder(measures.DECISION)
     quotient = telemetry.recorder(measures.ESTIMATE)
 
@@ -187,6 +195,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     if settings.work.decides:
         worker.start()
     watch.start()
+    looking = asyncio.create_task(witnessed.look_forever())
 
     async def drain() -> None:
         scaler_servicer.leave()
@@ -194,6 +203,8 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         watch.leave()
 
     async def close() -> None:
+        looking.cancel()
+        await asyncio.wait([looking])
         await watch.stop()
         await asyncio.gather(*(channel.close() for channel in channels))
         await database.close()

@@ -65,7 +65,7 @@ class Case:
     pricing: Pricing | None = None
     age_years: int | None = None
     as_of: dt.datetime | None = None
-    """For a replay: when it was priced. None: now."""
+    """As of when it is priced: by intake's clock, and in a replay as it was. None: by pricing's clock."""
     traceparent: str = ""
     """W3C trace context of the stage under way; '' where nobody follows it."""
 

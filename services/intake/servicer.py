@@ -74,6 +74,7 @@ class IntakeServicer(IntakeServiceServicer):
         traceparent: Callable[[], str] = str,
         reception: Reception | None = None,
         watches_max: int = 1000,
+        is_sure: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -88,6 +89,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._traceparent = traceparent
         self._reception = reception or Reception(Vitals(), lambda *_: None)
         self._watchers = Watchers(watches_max)
+        self._is_sure = is_sure
         self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
         self._aside_max = max(1, accepts_waiting_max // BATCH_ITEMS_MAX)
         self._accepts: Batcher[New, Stored] = Batcher(
@@ -167,6 +169,7 @@ class IntakeServicer(IntakeServiceServicer):
         """The application as it will be stored. Raises InvalidRequest."""
         now = self._clock.now()
         if unsound := list(domain.unsound(request.application, now)):
+            self._require_sure()
             raise InvalidRequest(*unsound)
         inputs = domain.inputs_of(request.application)
         payload = inputs.SerializeToString(deterministic=True)
@@ -182,6 +185,11 @@ class IntakeServicer(IntakeServiceServicer):
             created_at=now.timestamp(),
             traceparent=traceparent,
         )
+
+    def _require_sure(self) -> None:
+        """Before a caller is refused by the time of day. Raises DependencyDown where nobody confirmed ours yet."""
+        if not self._is_sure():
+            raise DependencyDown("our clock is not compared with the database's yet; nothing was stored", retry_s=1.0)
 
     async def _accept(self, new: New) -> Stored:
         stored = await self._accepts.submit(new)

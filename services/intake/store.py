@@ -126,6 +126,11 @@ class Store:
         self._lease_s = lease_s
         self._aged = 0.0
 
+    async def now(self) -> float:
+        """The database's time of day, seconds since 1970: one clock for all replicas."""
+        ((now_s,),) = await self._database.read("SELECT {now}")
+        return float(now_s)
+
     async def accept(self, batch: Sequence[tuple[New, bool]]) -> list[Stored]:
         """Store new applications, each with (our) first lease where asked for; one answer each, in order.
 

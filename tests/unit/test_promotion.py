@@ -17,8 +17,10 @@ from loanmesh.promotion.capacity import SERVICES, Capacity, as_yaml, from_bench,
 from loanmesh.promotion.demand import arrivals, rate_needed, source_bounds, wait_s
 from loanmesh.promotion.file import Promotion, read_promotion
 from loanmesh.promotion.plan import make_plan
+from loanmesh.promotion.simulate import ARRIVALS_WINDOW_S, DRAIN_S
 from loanmesh.promotion.waiting import Waiting, percentiles
 from loanmesh.promotion.wrong import WrongFile
+from services.intake.scaler import WINDOW_S
 from services.intake.settings import ScalerSettings
 from tests.promotions import a_capacity, a_promotion
 
@@ -121,6 +123,11 @@ def test_a_night_without_an_hour_is_an_hour_shorter() -> None:
 def test_what_is_shipped_is_what_intake_tells_keda() -> None:
     shipped = {name: read_capacity().a_second(name, 1.0) for name in SERVICES}
     assert ScalerSettings().rates == pytest.approx(shipped, rel=0.05)
+
+
+def test_the_simulator_asks_as_keda_does_by_default() -> None:
+    assert (ScalerSettings().drain_s, WINDOW_S) == (DRAIN_S, ARRIVALS_WINDOW_S)
+    assert a_promotion().utilisation == ScalerSettings().utilisation
 
 
 def a_bench(**core: Any) -> dict[str, Any]:
@@ -302,7 +309,7 @@ def test_the_lead_covers_climbing_and_booting() -> None:
     assert slow.lead_s >= 900 * 1.5
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(floats(1, 5000), integers(10, 7200), floats(1, 600), floats(10, 2000))
 def test_what_is_planned_decides_in_time(peak: float, length_s: int, within_s: float, a_second: float) -> None:
     one = a_promotion(usual=0, peak=peak, length_s=length_s, decide_within_s=within_s)
