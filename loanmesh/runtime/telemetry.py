@@ -92,7 +92,10 @@ def _export(service: str, owner: str, endpoints: list[str], settings: TelemetryS
     # The SDK complains of each export that fails on the root logger's last resort, with a stack trace.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     resource = Resource.create({"service.name": service, "service.instance.id": owner, "service.namespace": "loanmesh"})
-    to: list[dict[str, Any]] = [{"endpoint": one, "insecure": True, "timeout": EXPORT_S_MAX} for one in endpoints]
+    # Over TLS the exporter finds CA and certificate by OpenTelemetry's own variables.
+    to: list[dict[str, Any]] = [
+        {"endpoint": one, "insecure": not one.startswith("https://"), "timeout": EXPORT_S_MAX} for one in endpoints
+    ]
     provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(settings.sample_ratio)))
     for where in to:
         exporter = SpanExporter(**where)
