@@ -21,6 +21,7 @@ from services.bureau.brownout import Brownout
 from services.bureau.freshness import is_fresh, is_usable
 from services.bureau.profile import Answer, Missing, report
 from services.bureau.sources import PartyKind, Source
+from services.bureau.trail import Follow, Trail, current
 
 _VERDICTS = {
     "timeout": Verdict.ILL, "unavailable": Verdict.ILL, "garbage": Verdict.ILL, "overloaded": Verdict.BUSY,
@@ -66,6 +67,7 @@ class Gatherer:
     subject_hash  keyed hash of an identity number: the cache holds no numbers.
     guards        one a source.
     brownouts     what is left out while a source is overloaded; a source without one is always asked.
+    follow        told of each batch when it is gathered.
     figures       one a source: what became of asking it.
     """
 
@@ -81,6 +83,7 @@ class Gatherer:
         budget_s: float,
         retry_s: float,
         brownouts: Mapping[str, Brownout] | None = None,
+        follow: Follow | None = None,
         figures: Mapping[str, SourceFigures] | None = None,
     ) -> None:
         self._sources = sources
@@ -92,11 +95,14 @@ class Gatherer:
         self._budget_s = budget_s
         self._retry_s = retry_s
         self._brownouts = brownouts or {}
+        self._follow = follow
         self.figures = figures or {source: SourceFigures() for source in sources}
         self._under_way: dict[Key, asyncio.Task[Answer | Missing]] = {}
+        self._trails: dict[Key, Trail] = {}
 
     async def gather(self, items: Sequence[GatherProfilesRequest.Item]) -> list[CreditProfile]:
         """One profile an item, in order, within the budget."""
+        began = self._clock.monotonic()
         now = self._clock.now()
         wanted = [self._wanted(item, now) for item in items]
         cached = await self._cache.get([key for keys in wanted for key in keys])
@@ -112,12 +118,16 @@ class Gatherer:
                     spared[key] = step
                 else:
                     tasks[key] = self._fetch(key, subject)
+        trails = {key: self._trails[key] for key in tasks}
         if tasks:
             await asyncio.wait(tasks.values(), timeout=self._budget_s)
         gathered_at = Timestamp()
         gathered_at.FromDatetime(ended := self._clock.now())
-        profiles = [self._reports(keys, cached, tasks, spared, ended.timestamp()) for keys in wanted]
-        return [CreditProfile(reports=reports, gather_time=gathered_at) for reports in profiles]
+        reports = [self._reports(keys, cached, tasks, spared, ended.timestamp()) for keys in wanted]
+        profiles = [CreditProfile(reports=each, gather_time=gathered_at) for each in reports]
+        if self._follow:
+            self._follow(items, profiles, [[trails[key] for key in keys if key in trails] for keys in wanted], began)
+        return profiles
 
     async def close(self) -> None:
         """Give up the queries under way."""
@@ -145,18 +155,28 @@ class Gatherer:
 
     def _fetch(self, key: Key, subject: Subject) -> asyncio.Task[Answer | Missing]:
         if key not in self._under_way:
-            task = asyncio.create_task(self._ask(key, subject))
+            trail = self._trails[key] = Trail(key[2], self._clock.monotonic())
+            task = asyncio.create_task(self._ask(key, subject, trail))
             self._under_way[key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+            task.add_done_callback(lambda _: self._ended(key))
         return self._under_way[key]
 
-    async def _ask(self, key: Key, subject: Subject) -> Answer | Missing:
-        source = self._sources[key[2]]
+    def _ended(self, key: Key) -> None:
+        del self._under_way[key], self._trails[key]
+
+    async def _ask(self, key: Key, subject: Subject, trail: Trail) -> Answer | Missing:
+        source, guard = self._sources[key[2]], self._guards[key[2]]
+        current.set(trail)
         try:
-            said = await self._guards[source.id].call(lambda: self._wire.ask(source, subject), _verdict)
+            said = await guard.call(lambda: self._wire.ask(source, subject), _verdict)
         except Refused as refused:
+            trail.cause = refused.cause
+            trail.detail = guard.breaker.cause if refused.cause == "breaker_open" else ""
             return self._missing(refused.cause, refused.retry_s)
+        finally:
+            trail.ended = self._clock.monotonic()
         if not isinstance(said, Answer):
+            trail.cause = said
             return self._missing(said)
         self.figures[source.id].answered += 1
         await self._cache.put(key, said)
