@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from aiohttp import web
 from pydantic import SecretStr
 
@@ -307,3 +309,24 @@ async def test_a_token_that_cannot_be_used_stops_the_start(
     )
     with pytest.raises(WrongSetting, match=said):
         await build(settings, SystemClock())
+
+
+@pytest.mark.parametrize(("signed_for", "word"), [("127.0.0.1", "facts"), ("127.0.0.2", "unavailable")])
+async def test_a_source_behind_tls_is_asked_where_its_certificate_is_its_own(
+    signed_for: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(signed_for).configure_cert(tls)
+    app = web.Application()
+    app.router.add_post("/v1/court/query", answers({"observed_at": NOW, "facts": {}}))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    wire = HttpWire(f"https://127.0.0.1:{runner.addresses[0][1]}", SystemClock(), 5, random.Random(1))
+    said = await wire.ask(COURT, SUBJECT)
+    assert ("facts" if isinstance(said, Answer) else said) == word
+    await wire.close()
+    await runner.cleanup()
