@@ -26,6 +26,22 @@ _GET = """
 SELECT subject_hash, source, answer, sealed, key_id FROM source_answer
 WHERE lender = ? AND subject_hash IN ({marks})"""
 _PURGE = "DELETE FROM source_answer WHERE fetched_at < ?"
+_COUNT = "SELECT source FROM source_answer WHERE lender = ? AND subject_hash = ?"
+_ERASE = "DELETE FROM source_answer WHERE lender = ? AND subject_hash = ? RETURNING source"
+_NOTE_ERASED = """
+INSERT INTO erasure (lender, subject_hash, erased_at) VALUES (?, ?, ?)
+ON CONFLICT (lender, subject_hash) DO UPDATE SET erased_at = excluded.erased_at"""
+_ERASED = "SELECT lender, subject_hash FROM erasure WHERE erased_at >= ?"
+_FORGET_NOTES = "DELETE FROM erasure WHERE erased_at < ?"
+_OLD_KEYS = """
+SELECT lender, subject_hash, source, answer, sealed, key_id, fetched_at FROM source_answer
+WHERE key_id IS NULL OR key_id <> ? LIMIT ?"""
+_RESEAL = """
+UPDATE source_answer SET sealed = ?, key_id = ?, answer = ''
+WHERE lender = ? AND subject_hash = ? AND source = ? AND fetched_at = ?"""
+_USE = "SELECT key_id, count(*) FROM source_answer GROUP BY 1"
+NOTED_S = 3600.0
+"""How long an erasure is noted after all replicas should have seen it: clocks differ, and replicas sleep."""
 IN_MEMORY_MAX = 50_000
 WAITING_MAX = 10_000
 """Answers that wait for the disk; beyond, the oldest is dropped: it costs a query later."""
@@ -84,6 +100,67 @@ class AnswerStore:
             await self._database.run(lambda: _one(Statement(_PURGE, [(fetched_before,)])))
         except NotNow as error:
             log.warning("cache_unwritable", error=str(error))
+
+    async def erase(self, lender: str, number: str, *, only_count: bool) -> int:
+        """Delete what is cached of a subject, under whichever key it is found; how many answers. Raises DependencyDown.
+
+        Other replicas forget what they have in memory with their next `forget_erased`.
+        """
+        subjects = self._sealer.subjects(lender, number)
+        at = self._clock.now().timestamp()
+        if not only_count:
+            self._drop({(lender, subject) for subject in subjects})
+
+        def script() -> Script[int]:
+            pairs = [(lender, subject) for subject in subjects]
+            if only_count:
+                return len((yield Statement(_COUNT, pairs)))
+            found = yield Statement(_ERASE, pairs)
+            yield Statement(_NOTE_ERASED, [(*pair, at) for pair in pairs])
+            return len(found)
+
+        return await self._database.run(script)
+
+    async def forget_erased(self, noted_since: float) -> None:
+        """Drop from memory what any replica erased since (seconds since 1970), and notes that all have seen."""
+        try:
+            rows = await self._database.scan(_ERASED, (noted_since,))
+            await self._database.run(lambda: _one(Statement(_FORGET_NOTES, [(noted_since - NOTED_S,)])))
+        except NotNow as error:
+            log.warning("cache_unreadable", error=str(error))
+            return
+        self._drop({(row[0], row[1]) for row in rows})
+
+    def _drop(self, subjects: set[tuple[str, str]]) -> None:
+        if subjects:
+            for held in (self._memory, self._waiting):
+                for key in [key for key in held if key[:2] in subjects]:
+                    del held[key]
+
+    async def reseal(self, at_most: int) -> int:
+        """Seal answers anew that are under an older key, or none; how many. Raises DependencyDown."""
+        current = self._sealer.keys.seal().id
+        rows = await self._database.scan(_OLD_KEYS, (current, at_most))
+
+        def script() -> Script[int]:
+            moved = []
+            for lender, subject, source, plain, sealed, key_id, fetched_at in rows:
+                key = (lender, subject, source)
+                try:
+                    said = plain if sealed is None else _unsealed(self._sealer, key, sealed, key_id)
+                except (NotNow, Unsealable) as error:
+                    log.warning("cache_unreadable", error=str(error))
+                    continue  # It is never served, and purged with its age.
+                blob, new_id = self._sealed(key, Answer.from_json(said))
+                moved.append((blob, new_id, *key, fetched_at))
+            yield Statement(_RESEAL, moved)
+            return len(moved)
+
+        return await self._database.run(script) if rows else 0
+
+    async def use(self) -> dict[str, int]:
+        """How many answers need each sealing key, by its id; '' for those that are not sealed."""
+        return {row[0] or "": row[1] for row in await self._database.scan(_USE)}
 
     async def close(self) -> None:
         """Write what waits."""

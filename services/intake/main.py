@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 import yaml
 from externalscaler.externalscaler_pb2_grpc import add_ExternalScalerServicer_to_server
+from lending.intake.v1.erasure_service_pb2_grpc import add_ErasureServiceServicer_to_server
 from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_to_server
 from lending.intake.v1.parking_service_pb2_grpc import add_ParkingServiceServicer_to_server
 
@@ -20,6 +21,7 @@ from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.degradation import Step
+from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.guard import Guard, make_guard
 from loanmesh.runtime.keys import Keys
 from loanmesh.runtime.migrations import prepare
@@ -31,8 +33,12 @@ from loanmesh.runtime.vitals import Queue, Standing, Vitals
 from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
+from services.intake.erasure import Eraser, Upkeep
+from services.intake.erasure_servicer import SERVICE_NAME as ERASURE
+from services.intake.erasure_servicer import ErasureServicer
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
+from services.intake.keeping import Keeping
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.parking import Parking
 from services.intake.parking_servicer import SERVICE_NAME as PARKING
@@ -131,8 +137,9 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
             if isinstance(result, Decided) and (came_true := estimate.came_true(key)) is not None:
                 quotient(came_true, {})
 
+    bureau = GrpcBureau(channels[0], guards[0])
     pipeline = Pipeline(
-        GrpcBureau(channels[0], guards[0]),
+        bureau,
         scoring,
         pricing,
         store,
@@ -182,7 +189,14 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     if settings.work.decides:
         worker.start()
     watch.start()
-    looking = asyncio.create_task(keys.look_forever())
+    keeping = Keeping(database, clock, owner, privacy)
+    told_of_passes = structlog.get_logger().info
+    upkeep = Upkeep(keeping, settings.retention, privacy.goal, clock, settings.privacy.pass_rows, told_of_passes)
+    eraser = Eraser(keeping, bureau, settings.retention, clock)
+    looking = [
+        asyncio.create_task(keys.look_forever()),
+        asyncio.create_task(_keep_up(upkeep, settings.privacy.pass_every_s, clock)),
+    ]
 
     async def drain() -> None:
         scaler_servicer.leave()
@@ -191,7 +205,9 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
 
     async def close() -> None:
         await watch.stop()
-        looking.cancel()
+        for task in looking:
+            task.cancel()
+        await asyncio.wait(looking)
         await asyncio.gather(*(channel.close() for channel in channels))
         await database.close()
 
@@ -200,12 +216,25 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
             (add_IntakeServiceServicer_to_server, servicer),
             (add_ExternalScalerServicer_to_server, scaler_servicer),
             (add_ParkingServiceServicer_to_server, ParkingServicer(store, watch.changed)),
+            (add_ErasureServiceServicer_to_server, ErasureServicer(eraser)),
         ],
-        ["lending.intake.v1.IntakeService", PARKING, "externalscaler.ExternalScaler"],
+        ["lending.intake.v1.IntakeService", PARKING, ERASURE, "externalscaler.ExternalScaler"],
         close=close,
         drain=drain,
         vitals=vitals,
     )
+
+
+async def _keep_up(upkeep: Upkeep, every_s: float, clock: Clock) -> None:
+    while True:
+        await clock.sleep(every_s)
+        try:
+            await upkeep.reseal()
+            await upkeep.erase_over()
+        except DependencyDown as error:
+            structlog.get_logger().warning("upkeep_waits", error=str(error))
+        except Exception as error:  # noqa: BLE001  A bug here must not end the passes for good, unseen.
+            structlog.get_logger().error("upkeep_failed", error_type=type(error).__name__, exc_info=error)
 
 
 def main() -> None:
