@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import certs, ops, parked, promotion, serve
+from loanmesh.cli import certs, erase, keys, ops, parked, promotion, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -562,6 +562,8 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
     del version
 
 
+erase.register(app)
+keys.register(app)
 ops.register(app)
 certs.register(app)
 serve.register(app)

@@ -25,6 +25,7 @@ from loanmesh.runtime.vitals import Queue, SourceFigures, Vitals
 from services.bureau import store as stored
 from services.bureau.brownout import SERVE_CACHED, Brownout
 from services.bureau.gather import Gatherer
+from services.bureau.keeping import Keeping
 from services.bureau.servicer import BureauServicer
 from services.bureau.settings import BureauSettings
 from services.bureau.sources import load_sources
@@ -76,13 +77,13 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         queues=[Queue("cache_writes", lambda: store.waiting, stored.WAITING_MAX)],
         steps=sorted((s for b in brownouts.values() for s in b.steps), key=lambda s: s.name != SERVE_CACHED),
     )
-    keeping = asyncio.create_task(_keep_private(store, settings.privacy, clock))
+    private = asyncio.create_task(_keep_private(store, Keeping(database, sealer), settings.privacy, clock))
     looking = asyncio.create_task(keys.look_forever())
     purging = asyncio.create_task(_purge(store, max(s.usable_for_s for s in sources.values()), clock))
 
     async def close() -> None:
         looking.cancel()
-        keeping.cancel()
+        private.cancel()
         purging.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await purging
@@ -105,7 +106,7 @@ async def _purge(store: AnswerStore, keep_s: float, clock: Clock) -> None:
         await clock.sleep(PURGE_EVERY_S)
 
 
-async def _keep_private(store: AnswerStore, settings: PrivacySettings, clock: Clock) -> None:
+async def _keep_private(store: AnswerStore, keeping: Keeping, settings: PrivacySettings, clock: Clock) -> None:
     """Forget what other replicas erased, and seal anew what is under an older key, a tenth of the time at most."""
     looked = clock.now().timestamp()
     while True:
@@ -115,7 +116,7 @@ async def _keep_private(store: AnswerStore, settings: PrivacySettings, clock: Cl
         await store.forget_erased(since)
         try:
             started = clock.monotonic()
-            while await store.reseal(settings.pass_rows):
+            while await keeping.reseal(settings.pass_rows):
                 await clock.sleep(9 * max(0.001, clock.monotonic() - started))
                 started = clock.monotonic()
         except NotNow as error:

@@ -13,6 +13,7 @@ from loanmesh.runtime.database import Database, Script, Statement
 from loanmesh.runtime.errors import NotNow
 from loanmesh.runtime.sealed import Sealer, Unsealable
 from services.bureau.gather import Key
+from services.bureau.keeping import sealed, unsealed
 from services.bureau.profile import Answer
 
 _PUT = """
@@ -33,13 +34,6 @@ INSERT INTO erasure (lender, subject_hash, erased_at) VALUES (?, ?, ?)
 ON CONFLICT (lender, subject_hash) DO UPDATE SET erased_at = excluded.erased_at"""
 _ERASED = "SELECT lender, subject_hash FROM erasure WHERE erased_at >= ?"
 _FORGET_NOTES = "DELETE FROM erasure WHERE erased_at < ?"
-_OLD_KEYS = """
-SELECT lender, subject_hash, source, answer, sealed, key_id, fetched_at FROM source_answer
-WHERE key_id IS NULL OR key_id <> ? LIMIT ?"""
-_RESEAL = """
-UPDATE source_answer SET sealed = ?, key_id = ?, answer = ''
-WHERE lender = ? AND subject_hash = ? AND source = ? AND fetched_at = ?"""
-_USE = "SELECT key_id, count(*) FROM source_answer GROUP BY 1"
 NOTED_S = 3600.0
 """How long an erasure is noted after all replicas should have seen it: clocks differ, and replicas sleep."""
 IN_MEMORY_MAX = 50_000
@@ -137,31 +131,6 @@ class AnswerStore:
                 for key in [key for key in held if key[:2] in subjects]:
                     del held[key]
 
-    async def reseal(self, at_most: int) -> int:
-        """Seal answers anew that are under an older key, or none; how many. Raises DependencyDown."""
-        current = self._sealer.keys.seal().id
-        rows = await self._database.scan(_OLD_KEYS, (current, at_most))
-
-        def script() -> Script[int]:
-            moved = []
-            for lender, subject, source, plain, sealed, key_id, fetched_at in rows:
-                key = (lender, subject, source)
-                try:
-                    said = plain if sealed is None else _unsealed(self._sealer, key, sealed, key_id)
-                except (NotNow, Unsealable) as error:
-                    log.warning("cache_unreadable", error=str(error))
-                    continue  # It is never served, and purged with its age.
-                blob, new_id = self._sealed(key, Answer.from_json(said))
-                moved.append((blob, new_id, *key, fetched_at))
-            yield Statement(_RESEAL, moved)
-            return len(moved)
-
-        return await self._database.run(script) if rows else 0
-
-    async def use(self) -> dict[str, int]:
-        """How many answers need each sealing key, by its id; '' for those that are not sealed."""
-        return {row[0] or "": row[1] for row in await self._database.scan(_USE)}
-
     async def close(self) -> None:
         """Write what waits."""
         if self._writer:
@@ -174,19 +143,14 @@ class AnswerStore:
             log.warning("cache_unreadable", error=str(error))
             return {}
         found: dict[Key, Answer] = {}
-        for subject, source, plain, sealed, key_id in rows:
+        for subject, source, plain, blob, key_id in rows:
             try:
-                said = plain if sealed is None else _unsealed(self._sealer, (lender, subject, source), sealed, key_id)
+                answer = unsealed(self._sealer, (lender, subject, source), plain, blob, key_id)
             except (NotNow, Unsealable) as error:
                 log.warning("cache_unreadable", error=str(error))
                 continue
-            found[lender, subject, source] = Answer.from_json(said)
+            found[lender, subject, source] = answer
         return found
-
-    def _sealed(self, key: Key, answer: Answer) -> tuple[bytes, str]:
-        """As it is stored, and the key for it. A key is derived for each subject, so that none is used too often."""
-        data_key = self._sealer.row_key("/".join(key[:2]))
-        return data_key.seal(answer.to_json().encode(), "/".join(key)), data_key.key_id
 
     def _remember(self, key: Key, answer: Answer) -> None:
         held = self._memory.get(key)
@@ -203,7 +167,7 @@ class AnswerStore:
             batch = [self._waiting.popitem(last=False) for _ in range(min(BATCH_MAX, len(self._waiting)))]
             # In the order of the key, so that two replicas that write the same rows do not deadlock.
             rows = [
-                (*key, *self._sealed(key, answer), answer.fetched_at)
+                (*key, *sealed(self._sealer, key, answer), answer.fetched_at)
                 for key, answer in sorted(batch, key=lambda b: b[0])
             ]
             put = Statement(_PUT, rows)
@@ -211,10 +175,6 @@ class AnswerStore:
                 await self._database.run(lambda put=put: _one(put))  # type: ignore[misc]
             except NotNow as error:
                 log.warning("cache_unwritable", error=str(error), dropped=len(rows))
-
-
-def _unsealed(sealer: Sealer, key: Key, sealed: bytes, key_id: str) -> str:
-    return sealer.open_row_key(key_id, "/".join(key[:2])).unseal(sealed, "/".join(key)).decode()
 
 
 def _one(statement: Statement) -> Script[None]:
