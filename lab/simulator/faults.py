@@ -67,7 +67,7 @@ def _draw(dice: random.Random, at: float) -> Fault:
             return Fault(at, what, dice.choice(["intake", "bureau"]), lasts_s, dice.uniform(0.01, 0.4))
         case "clock":
             whom = dice.choice([*INTAKE, "bureau-1"])
-            return Fault(at, what, whom, lasts_s, dice.choice([-200.0, -5.0, 5.0, 60.0, 4000.0]))
+            return Fault(at, what, whom, lasts_s, dice.choice([-4000.0, -200.0, -5.0, 5.0, 60.0, 4000.0]))
         case _:
             moods = ("slow", "erring", "hanging", "garbage", "overloaded", "dead")
             return Fault(at, "source", dice.choice(SOURCES), dice.uniform(0.5, 12.0), mood=dice.choice(moods))

@@ -29,7 +29,7 @@ from lab.simulator import database, replica
 from lab.simulator.world import World, simulate
 from loanmesh.client import calls
 from loanmesh.client.transport import SUBMIT
-from loanmesh.runtime import breaker, deadline
+from loanmesh.runtime import breaker, deadline, witness
 from loanmesh.runtime.database import Script, Statement
 from loanmesh.runtime.errors import DependencyDown, LoanmeshError, NotFound
 from services.intake import mesh, parking, pipeline, store, worker
@@ -309,6 +309,13 @@ def poison_never_parked() -> Iterator[None]:
 def parked_is_claimed() -> Iterator[None]:
     """What is parked is claimed as anything else that is open."""
     with reworded(store, ["_CLAIM_URGENT", "_CLAIM_OLDEST"], "state = 'PENDING'", "state IN ('PENDING', 'PARKED')"):
+        yield
+
+
+@contextmanager
+def believes_its_own_clock() -> Iterator[None]:
+    """Judges consents by its own time of day, however wrong that is."""
+    with swapped(witness.WitnessedClock, "now", lambda self: self._own.now()):
         yield
 
 
@@ -594,6 +601,7 @@ MUTANTS: Mapping[str, tuple[Plant, Sequence[str]]] = {
         (poison_never_parked, LATE),
         (parked_is_claimed, ["parked_rests"]),
         (parks_whom_a_dead_source_holds_up, ["only_poison_is_parked"]),
+        (believes_its_own_clock, ["nothing_sound_is_refused"]),
         (replays_under_todays_clock, ["decisions_replay"]),
         (holds_whatever_comes, ["memory_is_bounded"]),
         (tells_what_was_not_committed, ["readers_agree"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import functools
 import random
@@ -30,6 +31,7 @@ from loanmesh.runtime.guard import BulkheadSettings, Guard
 from loanmesh.runtime.keys import KeyRing, Keys, new_ring
 from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import ServerInterceptor
+from loanmesh.runtime.witness import WitnessedClock
 from services.bureau.brownout import Brownout
 from services.bureau.gather import Gatherer
 from services.bureau.servicer import BureauServicer
@@ -234,8 +236,9 @@ class Intake(Process):
 
     async def serve(self, server: Server) -> None:
         """Put intake together and start its worker."""
-        around, sizes, clock = self.around, self.around.sizes, self.clock
+        around, sizes = self.around, self.around.sizes
         self.database = around.databases["intake"].connect(self.node, self.owner)
+        clock = WitnessedClock(self.clock, lambda: store.now(), lambda _: None)
         store = Store(self.database, clock, self.owner, sizes.lease_s, Privacy(sealer(clock)))
         channels = [
             Channel(around.network, self.node, service, RETRY, _interceptors(clock, deadline_s))
@@ -281,14 +284,16 @@ class Intake(Process):
             Replay(scoring, pricing),
             known_labels(),
             clock,
-            lambda: around.ids(clock),
+            lambda: around.ids(self.clock),
             accepts_waiting_max=64,
             admission=Admission(sizes.queue_s_max, arrivals, Quota(0, 1), clock),
+            is_sure=lambda: clock.is_sure,
         )
         add_IntakeServiceServicer_to_server(self.servicer, server.as_grpc)
         add_ParkingServiceServicer_to_server(ParkingServicer(store, self.watch.changed), server.as_grpc)
         self.worker.start()
         self.watch.start()
+        self.looking = asyncio.create_task(clock.look_forever())
 
     async def drain(self) -> None:
         """As the service does on SIGTERM."""
@@ -297,6 +302,7 @@ class Intake(Process):
 
     async def close(self) -> None:
         """As the service does at its end."""
+        self.looking.cancel()
         await self.watch.stop()
         await self.database.close()
 

@@ -247,10 +247,9 @@ class World:
                 self.sources.moods[fault.whom] = "well"
             case "clock":
                 node = self.processes[fault.whom].node
-                # Set, not added: more than five minutes slow, and consents given just now are refused as given later.
-                node.skew_s = fault.how
+                node.skew_s += fault.how
                 await ends.wait()
-                node.skew_s = 0.0
+                node.skew_s -= fault.how
         self.trace(f"over: {fault}")
 
     # --- The run ---

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from loanmesh.cli import connection
+
 if TYPE_CHECKING:
     from lending.intake.v1 import erasure_service_pb2 as pb
 
@@ -76,7 +78,6 @@ def _number(file: Path) -> str:
 
 
 async def _ask(address: str, lender: str, number: str, actor: str, dry_run: bool) -> pb.EraseSubjectResponse:
-    import grpc
     from lending.intake.v1 import erasure_service_pb2 as pb
     from lending.intake.v1.erasure_service_pb2_grpc import ErasureServiceStub
     from lending.type.v1.party_pb2 import Identity
@@ -88,7 +89,7 @@ async def _ask(address: str, lender: str, number: str, actor: str, dry_run: bool
     request = pb.EraseSubjectRequest(
         parent=lender, identity=Identity(kind=kind, value=number), actor=actor, validate_only=dry_run
     )
-    async with grpc.aio.insecure_channel(address) as open_:
+    async with connection.channel(address) as open_:
         answer: pb.EraseSubjectResponse = await ErasureServiceStub(open_).EraseSubject(request, timeout=CALL_S)
         return answer
 

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from loanmesh.cli import connection
+
 if TYPE_CHECKING:
     import grpc
     from google.protobuf.message import Message
@@ -103,9 +105,9 @@ def _show(
     import grpc
     from google.protobuf import json_format
 
-    from loanmesh.cli.mesh import DEFAULT_PORTS
+    from loanmesh.cli.mesh import DEFAULT_PORTS, SERVICES
 
-    asked = addresses or [f"127.0.0.1:{port}" for name, port in DEFAULT_PORTS.items() if name != "sandbox"]
+    asked = addresses or [f"127.0.0.1:{port}" for name, port in DEFAULT_PORTS.items() if name in SERVICES]
     console = Console(stderr=json_, highlight=False)
     code = 0
     for address, answer in zip(asked, asyncio.run(_ask_all(asked, ask)), strict=True):
@@ -133,11 +135,15 @@ async def _ask_all(
     from lending.ops.v1.ops_service_pb2_grpc import OpsServiceStub
 
     async def one(address: str) -> Message | grpc.aio.AioRpcError:
-        async with grpc.aio.insecure_channel(address) as channel:
-            try:
+        try:
+            async with connection.channel(address) as channel:
                 return await ask(OpsServiceStub(channel))
-            except grpc.aio.AioRpcError as error:
-                return error
+        except grpc.aio.AioRpcError as error:
+            return error
+        except OSError as error:  # It could not be asked who it is.
+            return grpc.aio.AioRpcError(
+                grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), str(error)
+            )
 
     return list(await asyncio.gather(*(one(address) for address in addresses)))
 

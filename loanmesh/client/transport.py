@@ -22,7 +22,7 @@ from loanmesh.client.security import Bearer, Security
 from loanmesh.runtime.channel import SERVICE_CONFIG, channel_options, make_channel
 from loanmesh.runtime.clock import Clock, SystemClock
 from loanmesh.runtime.handshake import WORDS, Diagnosis
-from loanmesh.runtime.status import code_of
+from loanmesh.runtime.status import code_of, is_too_large
 
 QUEUE_MS = "loanmesh-queue-ms"
 """Metadata in which intake says how long a request queued before it was stored. As initial metadata it is also the
@@ -162,6 +162,8 @@ class GrpcTransport:
             # A watch is silent for long; a host that hangs is noticed by this only. Servers allow one ping in 10 s.
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 5_000),
+            # The one that counts once a ping is on its way; a minute by default.
+            ("grpc.http2.ping_timeout_ms", 5_000),
         ]
         clock = clock or SystemClock()
         service, files, reload_s = "intake", None, 10.0
@@ -277,8 +279,8 @@ def _failure(error: grpc.aio.AioRpcError) -> Failure:
             details = status_pb2.Status.FromString(value)
     if pushback_s is None:
         pushback_s = _retry_s(details)
-    if code == "RESOURCE_EXHAUSTED" and "larger than max" in text:
-        # gRPC's own refusal of a message's size; the same message fails again.
+    if is_too_large(error.code(), text):
+        # No overload, though it looks like one; the same message fails again.
         code = "INVALID_ARGUMENT"
     return Failure(code, text, pushback_s, details)
 

@@ -130,6 +130,7 @@ def _sections(text: str, file: str) -> dict[str, dict[str, list[str]]]:
 
 def _table(sections: Mapping[str, Mapping[str, list[str]]], file: str) -> Table:
     roles = sections["roles"]
+    _check_patterns((*(p for patterns in roles.values() for p in patterns), *sections["lenders"]), file)
     methods = {}
     for method, names in sections["methods"].items():
         if "/" not in method:
@@ -142,7 +143,6 @@ def _table(sections: Mapping[str, Mapping[str, list[str]]], file: str) -> Table:
     for caller, lenders in sections["lenders"].items():
         if wrong := [word for word in lenders if not word.startswith("lenders/")]:
             raise BadTable(f"{file}: lenders.{caller}: {', '.join(wrong)}: must be lenders/NAME or lenders/*")
-    _check_patterns((*(p for patterns in roles.values() for p in patterns), *sections["lenders"]), file)
     return Table(methods, sections["lenders"])
 
 

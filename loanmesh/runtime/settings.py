@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from loanmesh.runtime.knobs import knobs, names
+from loanmesh.runtime.limits import LimitSettings
 from loanmesh.runtime.setting_file import FILE, section
 from loanmesh.runtime.setting_rules import (
     ExtraListen,
@@ -46,7 +47,8 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
     max_connection_age_s: Annotated[float, Field(gt=0)] = 30.0
     """How long a connection lives before the client must look up addresses again; lets new replicas get traffic."""
     max_message_mib: Annotated[int, Field(ge=1, le=64)] = 8
-    """Largest message taken, MiB."""
+    """Largest message taken, MiB, unpacked where it comes compressed."""
+    limits: LimitSettings = LimitSettings()
 
 
 class PrivacySettings(BaseModel, frozen=True, extra="forbid"):
@@ -103,11 +105,22 @@ class TelemetrySettings(BaseModel, frozen=True, extra="forbid"):
     """Where traces, metrics and logs go."""
 
     otlp_endpoint: Annotated[
-        str, Must("HOST:PORT or http://HOST:PORT, or empty", lambda v: not v or is_host_port(v) or is_http(v))
+        str,
+        Must(
+            "HOST:PORT or http://HOST:PORT, several with commas, or empty",
+            lambda v: not v or all(is_host_port(one.strip()) or is_http(one.strip()) for one in v.split(",")),
+        ),
     ] = ""
-    """OTLP/gRPC endpoint, e.g. `127.0.0.1:4317`. Empty: nothing is exported."""
+    """OTLP/gRPC endpoints, e.g. `127.0.0.1:4317`; all get everything. Empty: what OTEL_EXPORTER_OTLP_ENDPOINT names,
+    else nothing is exported."""
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of new traces that are recorded; a caller's own choice is followed."""
+    """Share of new traces that are recorded though nothing is wrong; a caller's own choice is followed."""
+    slow_s: Annotated[float, Field(gt=0)] = 2.0
+    """From which age on, seconds, a decision is late; its application is then traced in full."""
+    slow_call_s: Annotated[float, Field(gt=0)] = 1.0
+    """From which duration on, seconds, a call is slow and its span kept. Waits that were asked for do not count."""
+    metrics_every_s: Annotated[float, Field(ge=1)] = 15.0
+    """How often metrics are sent, seconds."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""
 

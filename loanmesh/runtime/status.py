@@ -40,6 +40,7 @@ _VERDICTS = {
         Verdict.ILL,
     ),
 }
+_TOO_LARGE = ("larger than max", "metadata size exceeds")
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -56,6 +57,14 @@ def code_of(status: status_pb2.Status) -> grpc.StatusCode:
 def verdict_of(code: grpc.StatusCode) -> Verdict:
     """What a call's end says of whom it went to. Codes that are the caller's doing say nothing."""
     return _VERDICTS.get(code, Verdict.NONE)
+
+
+def is_too_large(code: grpc.StatusCode, text: str | None) -> bool:
+    """Whether a call ended because gRPC itself found a message or its metadata too large: sent again, so is the next.
+
+    It says RESOURCE_EXHAUSTED, as overload does, with no word but its text (a test reads it from a real server).
+    """
+    return code == grpc.StatusCode.RESOURCE_EXHAUSTED and any(words in (text or "") for words in _TOO_LARGE)
 
 
 def item_status(error: errors.LoanmeshError) -> status_pb2.Status:

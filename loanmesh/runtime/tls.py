@@ -86,6 +86,11 @@ class ServerCertificates:
             CERTIFICATE_EXPIRY, [self._observe], unit="s", description="Seconds until a certificate expires"
         )
 
+    @property
+    def material(self) -> Material:
+        """What is shown and believed now."""
+        return self._watched.material
+
     def door(self) -> Door:
         """Who decides about those who come in."""
         return self._door

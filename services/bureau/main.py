@@ -21,6 +21,7 @@ from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.setting_rules import WrongSetting
 from loanmesh.runtime.settings import PrivacySettings
+from loanmesh.runtime.tracing import recorder
 from loanmesh.runtime.vitals import Queue, SourceFigures, Vitals
 from services.bureau import store as stored
 from services.bureau.brownout import SERVE_CACHED, Brownout
@@ -30,6 +31,7 @@ from services.bureau.servicer import BureauServicer
 from services.bureau.settings import BureauSettings
 from services.bureau.sources import load_sources
 from services.bureau.store import AnswerStore
+from services.bureau.trail import Follower
 from services.bureau.wire import HttpWire
 
 PURGE_EVERY_S = 3600.0
@@ -69,6 +71,7 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         budget_s=settings.gather.budget_s,
         retry_s=settings.gather.retry_s,
         brownouts=brownouts,
+        follow=Follower(told, clock) if (told := recorder()) else None,
         figures=figures,
     )
     vitals = Vitals(

@@ -139,6 +139,8 @@ class Claim:
     """At how many attempts it broke a stage."""
     supplied: bool = False
     """Whether its applicant was asked for something and supplied it: it was not us alone that it waited for."""
+    lost_lease: str = ""
+    """`owner@seconds`: who held it before us and until when, where that lease ended by itself; '' else."""
     cover: Cover | None = field(default=None, repr=False, compare=False)
     """How its content is kept; None where it comes from no store."""
 

@@ -18,7 +18,7 @@ from lending.intake.v1.parking_service_pb2_grpc import add_ParkingServiceService
 from loanmesh.runtime import measures, telemetry
 from loanmesh.runtime.breaker import State
 from loanmesh.runtime.channel import open_channel
-from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
+from loanmesh.runtime.clock import Clock, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.degradation import Step
 from loanmesh.runtime.errors import DependencyDown
@@ -28,8 +28,9 @@ from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import Service, run
-from loanmesh.runtime.tracing import current_traceparent, linked_span
+from loanmesh.runtime.tracing import current_traceparent, recorder
 from loanmesh.runtime.vitals import Queue, Standing, Vitals
+from loanmesh.runtime.witness import WitnessedClock
 from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
@@ -38,6 +39,7 @@ from services.intake.erasure_servicer import SERVICE_NAME as ERASURE
 from services.intake.erasure_servicer import ErasureServicer
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
+from services.intake.following import Following
 from services.intake.keeping import Keeping
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.parking import Parking
@@ -91,8 +93,15 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     with opening("INTAKE_DATABASE_URL", url):
         await asyncio.to_thread(prepare, url, "services.intake", settings.migrate)
         database = await open_database(url)
-    owner = new_owner("intake")
-    store = Store(database, clock, owner, settings.lease.duration_s, privacy)
+    owner = telemetry.instance("intake")
+    report = structlog.get_logger().warning
+    witnessed = WitnessedClock(
+        clock, lambda: store.now(), lambda ahead_s: report("clock_not_believed", ahead_s=round(ahead_s, 3))
+    )
+    store = Store(database, witnessed, owner, settings.lease.duration_s, privacy)
+    with opening("INTAKE_DATABASE_URL", url):
+        await witnessed.look()
+    clock = witnessed
     channels = [
         open_channel(target, clock, deadline_s, service=name, tls=settings.tls)
         for name, target in (
@@ -116,8 +125,6 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     )
     admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
 
-    report = structlog.get_logger().warning
-
     def told(step: Step, in_force: bool) -> None:
         report("stage_is_down" if in_force else "stage_is_up", stage=step.subject, cause=step.cause)
 
@@ -125,7 +132,9 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         return Standing(*await store.standing(settings.lease.poll_s))
 
     parking = Parking(settings.parking, clock, random.Random(), told)
-    vitals = Vitals(guards=guards, count_backlog=estimate.backlog, steps=list(parking.steps.values()), look=look)
+    vitals = Vitals(
+        guards=guards, count_backlog=estimate.backlog, steps=[*parking.steps.values(), witnessed.step], look=look
+    )
     decision_s = telemetry.recorder(measures.DECISION)
     quotient = telemetry.recorder(measures.ESTIMATE)
 
@@ -138,11 +147,20 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
                 quotient(came_true, {})
 
     bureau = GrpcBureau(channels[0], guards[0])
+    spans = recorder()
+    following = spans and Following(
+        spans,
+        clock,
+        owner,
+        settings.telemetry.slow_s,
+        settings.lease.duration_s,
+        structlog.get_logger().warning,
+    )
     pipeline = Pipeline(
-        bureau,
-        scoring,
-        pricing,
-        store,
+        following.bureau(bureau) if following else bureau,
+        following.scoring(scoring) if following else scoring,
+        following.pricing(pricing) if following else pricing,
+        following.store(store) if following else store,
         clock,
         random.Random(),
         settings.due.information_days,
@@ -151,8 +169,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     )
 
     async def decide(claims: Sequence[Claim]) -> Mapping[str, Result]:
-        with linked_span("decide", [claim.traceparent for claim in claims]):
-            return await pipeline.decide_batch(claims)
+        return await (following.decide(claims, pipeline.decide_batch) if following else pipeline.decide_batch(claims))
 
     worker = Worker(
         store,
@@ -182,6 +199,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         admission,
         current_traceparent,
         Reception(vitals, telemetry.recorder(measures.ACKNOWLEDGEMENT)),
+        settings.work.watches_max,
     )
     scaler = Scaler(estimate, store.arrived, settings.scaler, clock)
     scaler_servicer = ScalerServicer(scaler, clock, settings.scaler.streams_max)
@@ -194,6 +212,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     upkeep = Upkeep(keeping, settings.retention, privacy.goal, clock, settings.privacy.pass_rows, told_of_passes)
     eraser = Eraser(keeping, bureau, settings.retention, clock)
     looking = [
+        asyncio.create_task(witnessed.look_forever()),
         asyncio.create_task(keys.look_forever()),
         asyncio.create_task(_keep_up(upkeep, settings.privacy.pass_every_s, clock)),
     ]

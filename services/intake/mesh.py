@@ -30,7 +30,7 @@ from lending.type.v1.party_pb2 import Identity
 
 from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.guard import Guard, Refused, Verdict
-from loanmesh.runtime.status import code_of, error_info, verdict_of
+from loanmesh.runtime.status import code_of, error_info, is_too_large, verdict_of
 from services.intake.ports import Answer, Broken, Case, Unavailable, Unfit
 
 # Above bureau's gather budget of a second, so that it answers with what it has before we give up.
@@ -72,6 +72,7 @@ class GrpcBureau:
                     lender=case.claim.lender,
                     party=case.party,
                     consents=case.application.consents,
+                    traceparent=case.traceparent,
                 )
                 for case in cases
             ]
@@ -108,6 +109,7 @@ class GrpcScoring:
                     profile=case.profile,
                     declaration=case.application.declaration,
                     age_years=case.age_years,
+                    traceparent=case.traceparent,
                 )
                 for case in cases
             ]
@@ -139,6 +141,7 @@ class GrpcPricing:
                     score=case.score,
                     age_years=case.age_years,
                     as_of_time=_timestamp(case.as_of) if case.as_of else None,
+                    traceparent=case.traceparent,
                 )
                 for case in cases
             ]
@@ -175,29 +178,38 @@ async def _ask(
 
     def judge(said: list[T | Status] | grpc.aio.AioRpcError) -> Verdict:
         if isinstance(said, grpc.aio.AioRpcError):
-            return verdict_of(said.code())
+            return Verdict.NONE if is_too_large(said.code(), said.details()) else verdict_of(said.code())
         return Verdict.WELL if len(said) == count else Verdict.ILL
 
     try:
         said = await guard.call(lambda: _said(lambda: call(cases)), judge)
     except Refused as refused:
         full = refused.cause == "bulkhead_full"
-        return [Unavailable(f"{guard.name}_{refused.cause}", refused.retry_s or None, overloaded=full)] * count
+        detail = "" if full else guard.breaker.cause
+        return [
+            Unavailable(f"{guard.name}_{refused.cause}", refused.retry_s or None, overloaded=full, detail=detail)
+        ] * count
     if isinstance(said, grpc.aio.AioRpcError):
-        if said.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return [Unavailable(f"{guard.name}_overloaded", overloaded=True)] * count
-        if said.code() == grpc.StatusCode.INVALID_ARGUMENT:
+        too_large = is_too_large(said.code(), said.details())
+        if said.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and not too_large:
+            return [Unavailable(f"{guard.name}_overloaded", overloaded=True, status=said.code().name)] * count
+        if said.code() == grpc.StatusCode.INVALID_ARGUMENT or too_large:
             log.warning("batch_refused", dependency=guard.name, count=count)
             if count > 1:
                 # One that cannot be answered must not hold up those beside it: halves find it in a few calls. Only
                 # where the fault is the request's: a service that is ill must not be asked more for it.
                 halves = (cases[: count // 2], cases[count // 2 :])
                 return [answer for half in halves for answer in await _ask(guard, half, call)]
-            return [Broken(f"{guard.name}_refused", "INVALID_ARGUMENT")]
-        return [Unavailable(f"{guard.name}_unavailable")] * count
+            return [Broken(f"{guard.name}_refused", said.code().name)]
+        return [Unavailable(f"{guard.name}_unavailable", status=said.code().name, detail=_said_of(said))] * count
     if len(said) != count:
         return [Unavailable(f"{guard.name}_error")] * count
     return [_unpack(guard.name, answer) if isinstance(answer, Status) else answer for answer in said]
+
+
+def _said_of(error: grpc.aio.AioRpcError) -> str:
+    """What the transport said, after what the channel found out about it."""
+    return ": ".join([*getattr(error, "__notes__", ()), error.details() or ""])
 
 
 async def _said(call: Callable[[], Awaitable[S]]) -> S | grpc.aio.AioRpcError:

@@ -114,6 +114,10 @@ class Pipeline:
         way.stage = "score"
         cases = await self._stage(way, cases, self._scoring.score, _set_score, results)
         way.stage = "price"
+        now = self._clock.now()
+        for case in cases:
+            # By our clock, not pricing's: what an offer's end is compared with is our clock, too.
+            case.as_of = now
         cases = await self._stage(way, cases, self._pricing.price, _set_pricing, results)
         way.stage = "conclude"
         results.extend(self._conclude(case) for case in cases)

@@ -39,6 +39,7 @@ from services.intake.ports import Awaiting, Decided, Parked, Records
 from services.intake.reception import Reception
 from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
+from services.intake.watchers import Watchers
 from services.intake.worker import Worker
 
 QUEUE_HEADER = "loanmesh-queue-ms"
@@ -72,6 +73,8 @@ class IntakeServicer(IntakeServiceServicer):
         admission: Admission,
         traceparent: Callable[[], str] = str,
         reception: Reception | None = None,
+        watches_max: int = 1000,
+        is_sure: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -85,6 +88,8 @@ class IntakeServicer(IntakeServiceServicer):
         self._admission = admission
         self._traceparent = traceparent
         self._reception = reception or Reception(Vitals(), lambda *_: None)
+        self._watchers = Watchers(watches_max)
+        self._is_sure = is_sure
         self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
         self._aside_max = max(1, accepts_waiting_max // BATCH_ITEMS_MAX)
         self._accepts: Batcher[New, Stored] = Batcher(
@@ -164,6 +169,7 @@ class IntakeServicer(IntakeServiceServicer):
         """The application as it will be stored. Raises InvalidRequest."""
         now = self._clock.now()
         if unsound := list(domain.unsound(request.application, now)):
+            self._require_sure()
             raise InvalidRequest(*unsound)
         inputs = domain.inputs_of(request.application)
         payload = inputs.SerializeToString(deterministic=True)
@@ -180,6 +186,11 @@ class IntakeServicer(IntakeServiceServicer):
             traceparent=traceparent,
             numbers=tuple(party.identity.value for party in inputs.parties),
         )
+
+    def _require_sure(self) -> None:
+        """Before a caller is refused by the time of day. Raises DependencyDown where nobody confirmed ours yet."""
+        if not self._is_sure():
+            raise DependencyDown("our clock is not compared with the database's yet; nothing was stored", retry_s=1.0)
 
     async def _accept(self, new: New) -> Stored:
         stored = await self._accepts.submit(new)
@@ -281,8 +292,10 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.WatchApplicationRequest, context: _Context
     ) -> AsyncIterator[pb.WatchApplicationResponse]:
         """Each change until the end."""
-        async for snapshot in self._changes(*_split(request.name)):
-            yield pb.WatchApplicationResponse(application=await self._to_proto(snapshot))
+        client, _ = self._admission.arrived(context.invocation_metadata() or ())
+        with self._watchers.watching(client):
+            async for snapshot in self._changes(*_split(request.name)):
+                yield pb.WatchApplicationResponse(application=await self._to_proto(snapshot))
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: _Context) -> pb.ListEventsResponse:
         """A page of history, with the chain checked from its first event."""

@@ -37,6 +37,8 @@ class Work(BaseModel, frozen=True, extra="forbid"):
     """Submits that wait for the disk; beyond, callers are asked to come again."""
     queue_s_max: Annotated[float, Field(gt=0)] = 1.0
     """How far behind storing may be before interactive submits are turned away; partners at half, bulk at a quarter."""
+    watches_max: Annotated[int, Field(ge=1)] = 1000
+    """Watch streams that one caller may have open on this replica; more get RESOURCE_EXHAUSTED."""
     decides: bool = True
     """Whether this replica decides. False: it only accepts and answers, and leaves deciding to the others."""
 

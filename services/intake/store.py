@@ -32,13 +32,13 @@ ON CONFLICT (lender, client_id, request_id) DO NOTHING RETURNING id, not_before"
 _FIND = "SELECT id, payload_hash FROM application WHERE lender = ? AND client_id = ? AND request_id = ?"
 _INSERT_SUBJECT = "INSERT INTO subject (lender, subject_hash, application_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _CLAIM = """
-UPDATE application SET owner = ?, fence = fence + 1, attempts = attempts + 1, lease_until = {now} + ?
+UPDATE application SET owner = ?, fence = fence + 1, attempts = attempts + 1, lease_until = {now} + ?,
+  lost_lease = COALESCE(owner || '@' || CAST(lease_until AS TEXT), '')
 WHERE id IN (SELECT id FROM application
   WHERE state = 'PENDING' AND not_before <= {now} AND (owner IS NULL OR lease_until < {now})
   ORDER BY {order} LIMIT ? {skip_locked})
 RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at, priority,
-  not_before, traceparent, faults, original IS NOT NULL,
-  key_id, data_key"""
+  not_before, traceparent, faults, original IS NOT NULL, lost_lease, key_id, data_key"""
 _CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
 _CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
 _RENEW = """
@@ -90,7 +90,8 @@ _STANDING = """
 SELECT
   MAX(CASE WHEN not_before > {now} THEN 0 WHEN not_before > 0 THEN {now} - not_before ELSE {now} - updated_at END),
   MAX(CASE WHEN original IS NULL THEN {now} - created_at ELSE 0 END),
-  COUNT(CASE WHEN lease_until < {now} - ? AND not_before < {now} - ? THEN 1 END)
+  COUNT(CASE WHEN lease_until < {now} - ? AND not_before < {now} - ? THEN 1 END),
+  (SELECT COUNT(*) FROM application WHERE state = 'PARKED')
 FROM application WHERE state = 'PENDING'"""
 _EVENTS = """
 SELECT seq, kind, at, actor, details, hash FROM event WHERE application_id = ? AND seq > ? ORDER BY seq LIMIT ?"""
@@ -133,6 +134,11 @@ class Store:
         self._owner = owner
         self._lease_s = lease_s
         self._aged = 0.0
+
+    async def now(self) -> float:
+        """The database's time of day, seconds since 1970: one clock for all replicas."""
+        ((now_s,),) = await self._database.read("SELECT {now}")
+        return float(now_s)
 
     async def accept(self, batch: Sequence[tuple[New, bool]]) -> list[Stored]:
         """Store new applications, each with (our) first lease where asked for; one answer each, in order.
@@ -204,14 +210,14 @@ class Store:
     def _claimed(self, row: Row) -> Claim | None:
         """A claimed row as the pipeline takes it. None, and reported, where it cannot be read now: its lease ends by
         itself, and it must not hold up the others."""
-        application_id, lender, key_id, wrapped = row[0], row[1], row[15], row[16]
+        application_id, lender, key_id, wrapped = row[0], row[1], row[16], row[17]
         try:
             cover = self._privacy.stored(lender, application_id, key_id, wrapped)
             payload = cover.unseal(row[7], "payload")
         except (DependencyDown, Unsealable) as error:
             log.error("application_unreadable", application=application_id, error=str(error))
             return None
-        return Claim(*(*row[:7], payload, *row[8:15], cover))
+        return Claim(*(*row[:7], payload, *row[8:16], cover))
 
     async def renew(self, claims: Sequence[Claim]) -> set[str]:
         """Hold on to leases; the ids that are still ours."""
@@ -567,13 +573,14 @@ class Store:
         rows = await self._database.scan(_ARRIVED, (first, at_most))
         return int(rows[0][0])
 
-    async def standing(self, grace_s: float) -> tuple[float, float, int]:
+    async def standing(self, grace_s: float) -> tuple[float, float, int, int]:
         """How long the first in line waits for its turn, seconds; how long ago the oldest that waits for us alone was
-        acknowledged, seconds; how many are due and without an owner since their lease ended, both for `grace_s`.
+        acknowledged, seconds; how many are due and without an owner since their lease ended, both for `grace_s`; how
+        many are parked.
         """
-        ((backlog_s, pending_s, unowned),) = await self._database.scan(_STANDING, (grace_s, grace_s))
+        ((backlog_s, pending_s, unowned, parked),) = await self._database.scan(_STANDING, (grace_s, grace_s))
         # The clock of whoever stored it may be ahead of the database's.
-        return max(0.0, backlog_s or 0.0), max(0.0, pending_s or 0.0), unowned
+        return max(0.0, backlog_s or 0.0), max(0.0, pending_s or 0.0), unowned, parked
 
     def _next(self, claim: Claim, kind: str, at: float, details: dict[str, str]) -> Happening:
         event = Happening(claim.revision + 1, kind, at, self._owner, details)

@@ -97,6 +97,7 @@ class ApplicationRow(Table, table=True):
     created_at: float = Field(sa_column=_seconds())
     updated_at: float = Field(sa_column=_seconds())
     traceparent: str = Field(sa_column=Column(Text, nullable=False, server_default=""))
+    lost_lease: str = Field(sa_column=Column(Text, nullable=False, server_default=""))
     original: bytes | None = Field(sa_column=Column(LargeBinary, nullable=True))
     faults: int = Field(sa_column=Column(BigInteger, nullable=False, server_default="0"))
     key_id: str | None = Field(sa_column=_text(nullable=True))

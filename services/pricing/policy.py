@@ -214,7 +214,9 @@ _FACT = re.compile(r""""[^"]*"|'[^']*'|\b(?P<name>[a-z_]+\.[a-z_][a-z0-9_]*)\b(?
 def fill(template: str, values: Mapping[str, str]) -> str:
     """The template with its placeholders filled in; one without a value reads as a dash."""
     parts = _parts(template)
-    return "".join(values.get(part, "—") if number % 2 else part for number, part in enumerate(parts))
+    if len(parts) == 1:
+        return template
+    return "".join([values.get(part, "—") if number % 2 else part for number, part in enumerate(parts)])
 
 
 @lru_cache(maxsize=1000)

@@ -10,6 +10,8 @@ from functools import cached_property
 from importlib import resources
 from typing import Any
 
+from services.scoring.scorecard import Tables
+
 
 @dataclass(frozen=True)
 class Model:
@@ -32,6 +34,16 @@ class Model:
     def features(self) -> list[str]:
         """Names of the features, in the order of the terms."""
         return [str(term["feature"]) for term in self.terms]
+
+    @cached_property
+    def columns(self) -> dict[str, int]:
+        """Where each feature stands among the terms."""
+        return {name: column for column, name in enumerate(self.features)}
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The terms as arrays."""
+        return Tables(self.terms)
 
 
 def load_model(name: str) -> Model:

@@ -15,6 +15,7 @@ from loanmesh.runtime.breaker import BreakerSettings, State
 from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.errors import InvalidRequest, Overloaded
 from loanmesh.runtime.guard import BulkheadSettings, Guard, make_guard
+from loanmesh.runtime.settings import ServerSettings
 from services.intake.application import Claim
 from services.intake.mesh import GrpcScoring
 from services.intake.ports import Broken, Case, Unavailable
@@ -28,11 +29,13 @@ CASES = [Case(CLAIM, APPLICATION, APPLICATION.parties[0], profile=a_profile("per
 
 
 @asynccontextmanager
-async def scoring(does: Behaviour | None) -> AsyncIterator[tuple[Server, GrpcScoring, Guard]]:
+async def scoring(
+    does: Behaviour | None, settings: ServerSettings | None = None
+) -> AsyncIterator[tuple[Server, GrpcScoring, Guard]]:
     breaker = BreakerSettings(**{**Downstream().breaker.model_dump(), "open_s": 0.3, "half_open_permits": 1})
     guard = make_guard("scoring", "service", breaker, BulkheadSettings(), CLOCK, random.Random(1))
     async with (
-        servers(1) as (server,),
+        servers(1, settings) as (server,),
         open_channel(server.address, CLOCK, lambda _: 5.0, service="bureau", tls=PLAIN) as channel,
     ):
         server.scoring.does = does
@@ -72,7 +75,7 @@ async def test_a_busy_service_is_no_failure_but_too_much_at_once() -> None:
 
     async with scoring(busy) as (server, port, guard):
         for _ in range(20):
-            assert await ask(port) == Unavailable("scoring_overloaded", overloaded=True)
+            assert await ask(port) == Unavailable("scoring_overloaded", overloaded=True, status="RESOURCE_EXHAUSTED")
         assert (guard.breaker.state, guard.overloads, server.scoring.calls) == (State.CLOSED, 20, 20)
 
 

@@ -297,12 +297,12 @@ async def test_the_store_runs_on_the_systems_clock_too(database: Database) -> No
 
 async def test_standing_tells_of_work_whose_owner_is_gone_and_not_of_a_backlog(database: Database) -> None:
     gone, there = a_store(database, "gone", lease_s=-5.0), a_store(database, "there")
-    assert await there.standing(0.0) == (0.0, 0.0, 0)
+    assert await there.standing(0.0) == (0.0, 0.0, 0, 0)
     await gone.accept([(new(1), True)])
     await there.accept([(new(2), True), (new(3), False)])
     await database.run(set_back("id-1", seconds=60.0))
-    backlog_age_s, pending_age_s, unowned = await there.standing(2.0)
-    assert unowned == 1
+    backlog_age_s, pending_age_s, unowned, parked = await there.standing(2.0)
+    assert (unowned, parked) == (1, 0)
     assert 60 <= backlog_age_s < 120
     assert pending_age_s > 0
     assert (await there.standing(3600.0))[2] == 0, "its lease ended less than an hour ago"

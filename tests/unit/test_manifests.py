@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab.kube import check
+from lab.kube import check, rules
 from lab.kube.overlay import OVERLAYS, CannotBuild, Object, Overlay, Problem, build, selects
 
 Change = Callable[["Draft"], object]
@@ -138,6 +138,11 @@ PRODUCTION: list[tuple[str, str, Change]] = [
     ("Certificate bureau: spec.uris.0: schema of cert-manager.io/v1", "identity that is none", lambda d: d.get("Certificate", "bureau")["spec"].update(uris=["bureau"])),
     ("Deployment bureau: spec.template.spec.volumes tls: Secret bureau-tls is neither made here", "no certificate", lambda d: d.drop("Certificate", "bureau")),
     ("Cluster intake-db: spec.postgresql.parameters.max_connections: is 150; at most replicas:", "too few connections", lambda d: d.get("Cluster", "intake-db")["spec"]["postgresql"]["parameters"].update(max_connections="150")),
+    ("PrometheusRule loanmesh: spec.groups.0.rules.0: schema of monitoring.coreos.com/v1", "rule that is none", lambda d: d.get("PrometheusRule", "loanmesh")["spec"]["groups"][0]["rules"][0].pop("expr")),
+    ("PodMonitor otel-agent: spec: schema of monitoring.coreos.com/v1", "misspelt monitor", lambda d: d.get("PodMonitor", "otel-agent")["spec"].update(podMetricEndpoints=[])),
+    ("Deployment pricing: env PRICING_TELEMETRY__OTLP_ENDPOINT: http://otel-agents:4317 is no Service", "tells nobody", lambda d: d.env("pricing", "PRICING_TELEMETRY__OTLP_ENDPOINT").update(value="http://otel-agents:4317")),
+    ("DaemonSet otel-agent: spec.template.spec.automountServiceAccountToken: must be false", "token for nothing", lambda d: d.drop("RoleBinding", "otel-agent")),
+    ("Issuer self: spec: schema of cert-manager.io/v1", "issuer that is none", lambda d: d.get("Issuer", "self").update(spec={})),
     ("Cluster intake-db: NetworkPolicy ingress: no policy lets in Deployment intake, port 5432", "database shut", lambda d: d.get("NetworkPolicy", "intake-db")["spec"]["ingress"].pop(0)),
 ]  # fmt: skip
 
@@ -154,6 +159,10 @@ def test_a_planted_mistake_is_named(overlays: dict[str, Overlay], overlay: str, 
     change(draft)
     said = [str(problem) for problem in draft.problems()]
     assert any(line.startswith(message) for line in said), said
+
+
+def test_the_rules_of_prometheus_operator_are_those_that_are_tested() -> None:
+    assert rules.OUT.read_text(encoding="utf-8") == rules.text(), "run: python -m lab.kube.rules"
 
 
 def test_a_folder_that_cannot_be_built_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

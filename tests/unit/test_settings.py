@@ -122,6 +122,11 @@ def test_a_file_that_is_not_there_is_named(
         ("PRICING_TELEMETRY__OTLP_ENDPOINT", "foo", "HOST:PORT"),
         ("BUREAU_SOURCES_URL", "foo", "http://"),
         ("BUREAU_BROWNOUT__OPTIONAL", "moon", "a JSON list"),
+        ("INTAKE_QUOTA__CLIENTS", "shop=5", "a JSON object"),
+        ("INTAKE_QUOTA__CLIENTS", '{"shop": {"a_second": -1}}', "a JSON object"),
+        ("INTAKE_TLS__MODE", "off", "mtls, plaintext"),
+        ("INTAKE_TLS__TRUST_DOMAIN", "Loan Mesh", "such as loanmesh"),
+        ("INTAKE_SERVER__HEALTH_LISTEN", "7400", "or empty"),
     ],
 )
 def test_a_wrong_variable_is_named_with_what_is_allowed(
@@ -223,3 +228,8 @@ def test_the_command_shows_what_is_in_force_without_secrets(monkeypatch: pytest.
     assert "BUREAU_GATHER__BUDGET_S = 2.5 (default 1.0)" in plain
     assert "very-secret" not in shown.stdout + plain
     assert CliRunner().invoke(app, ["settings", "moon"]).exit_code == 2
+
+
+def test_a_client_can_have_a_quota_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTAKE_QUOTA__CLIENTS", '{"shop": {"a_second": 50, "burst": 500}}')
+    assert load(IntakeSettings).quota.clients["shop"].a_second == 50
