@@ -17,7 +17,9 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from loanmesh.runtime.clock import SystemClock
+from loanmesh.runtime.keys import new_ring, write_ring
 from loanmesh.runtime.setting_rules import WrongSetting
+from loanmesh.runtime.settings import PrivacySettings
 from loanmesh.runtime.token_file import TokenFile
 from services.bureau.gather import Subject
 from services.bureau.main import build
@@ -302,10 +304,13 @@ async def test_a_token_that_cannot_be_used_stops_the_start(
     file = tmp_path / "token"
     if content:
         file.write_text(content)
+    keys = tmp_path / "keys.json"
+    write_ring(keys, new_ring(SystemClock().now()), new=True)
     settings = BureauSettings(
         sources_url=url,
         sources_token_file=str(file),
         database_url=SecretStr(f"sqlite:///{tmp_path}/bureau.db"),
+        privacy=PrivacySettings(keys_file=str(keys)),
     )
     with pytest.raises(WrongSetting, match=said):
         await build(settings, SystemClock())
