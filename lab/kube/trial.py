@@ -12,6 +12,9 @@ from lab.kube.overlay import Overlay, Workload
 
 FILES = ("ca.crt", "tls.crt", "tls.key")
 SUFFIX = "-tls"
+KEYS = "-keys"
+KEYS_FILE = "keys.json"
+"""What privacy's settings name, in the Secret SERVICE-keys."""
 
 
 def missing(overlay: Overlay, left_out: Sequence[str]) -> dict[str, set[str]]:
@@ -39,7 +42,7 @@ def _asked(workload: Workload) -> Iterator[tuple[str, str]]:
             yield reference["name"], reference["key"]
     for volume in workload.pod.get("volumes") or ():
         if "secret" in volume:
-            for key in FILES if volume["secret"]["secretName"].endswith(SUFFIX) else ("",):
+            for key in FILES if volume["secret"]["secretName"].endswith(SUFFIX) else (KEYS_FILE,):
                 yield volume["secret"]["secretName"], key
 
 
@@ -49,6 +52,8 @@ async def secrets(wanted: dict[str, set[str]], overlay: Overlay, namespace: str,
     for name, keys in sorted(wanted.items()):
         if keys & set(FILES):
             values = await certificate(name.removesuffix(SUFFIX), overlay, folder)
+        elif keys == {KEYS_FILE}:
+            values = {KEYS_FILE: await keys_of(name.removesuffix(KEYS), folder)}
         else:
             values = {key: _word(key) for key in keys}
         metadata = {"name": name, "namespace": namespace}
@@ -72,13 +77,25 @@ async def certificate(service: str, overlay: Overlay, folder: Path) -> dict[str,
     return {file: (folder / "services" / service / file).read_text(encoding="ascii") for file in FILES}
 
 
+async def keys_of(service: str, folder: Path) -> str:
+    """Keys for its personal data, new ones, in `folder`/keys/SERVICE/keys.json."""
+    path = folder / "keys" / service / KEYS_FILE
+    path.parent.mkdir(parents=True)
+    await _loanmesh("keys", "new", str(path))
+    return path.read_text(encoding="utf-8")
+
+
 async def certs(*words: str) -> None:
     """`loanmesh certs`. Raises Refused."""
+    await _loanmesh("certs", *words)
+
+
+async def _loanmesh(*words: str) -> None:
     # The command, since the laboratory knows the mesh from outside.
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loanmesh", "certs", *words,
+        sys.executable, "-m", "loanmesh", *words,
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     _, error = await process.communicate()
     if process.returncode:
-        raise Refused(f"loanmesh certs {words[0]}: {error.decode().strip()}")
+        raise Refused(f"loanmesh {' '.join(words[:2])}: {error.decode().strip()}")
