@@ -178,7 +178,7 @@ async def run(report: Report, base: str, tag: str, clock: Clock) -> None:
             for service in ("intake", "bureau", "scoring", "pricing"):
                 await certificate(service, overlay, stage.folder)
             for service in ("intake", "bureau"):
-                await keys_of(service, stage.folder)
+                keys_of(service, stage.folder, clock.now())
             await certs("issue", "client", "local", "--dir", str(stage.folder))
             _readable(stage.folder)
             await postgres.start()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab.kube.cluster import Data, Refused
 from lab.kube.overlay import Overlay, Workload
+from loanmesh.runtime.keys import new_ring, write_ring
 
 FILES = ("ca.crt", "tls.crt", "tls.key")
 SUFFIX = "-tls"
@@ -46,14 +48,16 @@ def _asked(workload: Workload) -> Iterator[tuple[str, str]]:
                 yield volume["secret"]["secretName"], key
 
 
-async def secrets(wanted: dict[str, set[str]], overlay: Overlay, namespace: str, folder: Path) -> list[Data]:
+async def secrets(
+    wanted: dict[str, set[str]], overlay: Overlay, namespace: str, folder: Path, now: dt.datetime
+) -> list[Data]:
     """Secrets of those names: certificates of a CA that is made in `folder`, and words that open nothing."""
     made: list[Data] = []
     for name, keys in sorted(wanted.items()):
         if keys & set(FILES):
             values = await certificate(name.removesuffix(SUFFIX), overlay, folder)
         elif keys == {KEYS_FILE}:
-            values = {KEYS_FILE: await keys_of(name.removesuffix(KEYS), folder)}
+            values = {KEYS_FILE: keys_of(name.removesuffix(KEYS), folder, now)}
         else:
             values = {key: _word(key) for key in keys}
         metadata = {"name": name, "namespace": namespace}
@@ -77,25 +81,20 @@ async def certificate(service: str, overlay: Overlay, folder: Path) -> dict[str,
     return {file: (folder / "services" / service / file).read_text(encoding="ascii") for file in FILES}
 
 
-async def keys_of(service: str, folder: Path) -> str:
+def keys_of(service: str, folder: Path, now: dt.datetime) -> str:
     """Keys for its personal data, new ones, in `folder`/keys/SERVICE/keys.json."""
     path = folder / "keys" / service / KEYS_FILE
-    path.parent.mkdir(parents=True)
-    await _loanmesh("keys", "new", str(path))
+    write_ring(path, new_ring(now), new=True)
     return path.read_text(encoding="utf-8")
 
 
 async def certs(*words: str) -> None:
     """`loanmesh certs`. Raises Refused."""
-    await _loanmesh("certs", *words)
-
-
-async def _loanmesh(*words: str) -> None:
     # The command, since the laboratory knows the mesh from outside.
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loanmesh", *words,
+        sys.executable, "-m", "loanmesh", "certs", *words,
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     _, error = await process.communicate()
     if process.returncode:
-        raise Refused(f"loanmesh {' '.join(words[:2])}: {error.decode().strip()}")
+        raise Refused(f"loanmesh certs {words[0]}: {error.decode().strip()}")

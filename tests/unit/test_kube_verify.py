@@ -191,11 +191,7 @@ def _no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
     async def certificate(*_: object) -> dict[str, str]:
         return dict.fromkeys(trial.FILES, "PEM")
 
-    async def keys_of(*_: object) -> str:
-        return "{}"
-
     monkeypatch.setattr(trial, "certificate", certificate)
-    monkeypatch.setattr(trial, "keys_of", keys_of)
 
 
 async def tried(overlay: Overlay, cluster: PlayedCluster) -> Report:
