@@ -29,7 +29,7 @@ from lab.kube.cluster import Refused
 from lab.kube.container import Podman, flags
 from lab.kube.overlay import OVERLAYS, Overlay, Workload, build
 from lab.kube.report import Report, summed_up
-from lab.kube.trial import certificate, certs
+from lab.kube.trial import certificate, certs, keys_of
 from lab.population import Population
 from lab.postgres import Postgres
 from loanmesh.client import Client, Security
@@ -39,6 +39,7 @@ from loanmesh.runtime.clock import Clock, SystemClock
 ROOT = OVERLAYS.parents[2]
 BASE = "docker.io/library/python:3.13-slim"
 TLS = "/var/run/loanmesh/tls"
+KEYS = "/var/run/loanmesh/keys"
 READY_WITHIN_S = 60.0
 INTERRUPTED = 130
 DECIDED_WITHIN_S = 30.0
@@ -73,6 +74,8 @@ class Stage:
         environment |= self._here(workload)
         names = [f"--add-host={name}:127.0.0.1" for name in ("bureau", "scoring", "pricing")]
         mounts = [f"--volume={self.folder}/services/{workload.service}:{TLS}:ro"] if workload.serves else []
+        if (self.folder / "keys" / workload.service).exists() and workload.serves:
+            mounts.append(f"--volume={self.folder}/keys/{workload.service}:{KEYS}:ro")
         return [
             "--network=host",
             *names,
@@ -174,6 +177,8 @@ async def run(report: Report, base: str, tag: str, clock: Clock) -> None:
             report.ok("runtime", f"containers start with: {await podman.find_way(stage.image)}")
             for service in ("intake", "bureau", "scoring", "pricing"):
                 await certificate(service, overlay, stage.folder)
+            for service in ("intake", "bureau"):
+                keys_of(service, stage.folder, clock.now())
             await certs("issue", "client", "local", "--dir", str(stage.folder))
             _readable(stage.folder)
             await postgres.start()
@@ -226,10 +231,10 @@ async def _looked_at(report: Report, stage: Stage) -> None:
 
 
 def _readable(folder: Path) -> None:
-    """Let the containers' user read the certificates; the folder around them keeps others of this machine out."""
-    for path in (folder / "services").rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o444)
-    (folder / "services").chmod(0o755)
+    """Let the containers' user read certificates and keys; the folder around them keeps others of this machine out."""
+    for name in ("services", "keys"):
+        for path in (folder / name, *(folder / name).rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o444)
 
 
 async def _migrated(report: Report, stage: Stage) -> None:
