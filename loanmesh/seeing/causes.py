@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loanmesh.runtime import semconv
 from loanmesh.seeing.spans import Span
@@ -83,6 +83,8 @@ class _Evidence:
     """Per source or service: what failed most before its breaker opened."""
     seen: Mapping[str, float]
     alive: Collection[str]
+    troubles: Sequence[tuple[float, Cause]] = ()
+    """When services and the database failed, and how: what waited meanwhile waited for them."""
 
 
 def why_failed(spans: Sequence[Span], seen: Mapping[str, float], alive: Collection[str] = ()) -> list[Group]:
@@ -91,7 +93,7 @@ def why_failed(spans: Sequence[Span], seen: Mapping[str, float], alive: Collecti
     seen   when each process last told anything; who told something after its lease had ended did not die.
     alive  process ids of replicas that run now, as text; empty: not known.
     """
-    evidence = _Evidence(_behind(spans), seen, alive)
+    evidence = _evidence(spans, seen, alive)
     found: dict[tuple[str, str], list[tuple[Cause, _Case]]] = defaultdict(list)
     for case in _cases(spans):
         cause = cause_of(case.spans, evidence)
@@ -103,7 +105,17 @@ def why_failed(spans: Sequence[Span], seen: Mapping[str, float], alive: Collecti
 
 def cause_in(spans: Sequence[Span], seen: Mapping[str, float], alive: Collection[str] = ()) -> Cause | None:
     """The root cause of one application's trouble, from its own trace alone; None where there was none."""
-    return cause_of(spans, _Evidence(_behind(spans), seen, alive))
+    return cause_of(spans, _evidence(spans, seen, alive))
+
+
+def _evidence(spans: Sequence[Span], seen: Mapping[str, float], alive: Collection[str]) -> _Evidence:
+    alone = _Evidence(_behind(spans), seen, alive)
+    troubles = [
+        (span.ended, cause)
+        for span in spans
+        if span.service == "intake" and span.error and (cause := _service([span], alone) or _database([span], alone))
+    ]
+    return replace(alone, troubles=troubles)
 
 
 def cause_of(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
@@ -307,7 +319,7 @@ def _deadline(spans: Sequence[Span], _: _Evidence) -> Cause | None:
     return None
 
 
-def _queue(spans: Sequence[Span], _: _Evidence) -> Cause | None:
+def _queue(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
     late = [
         s
         for s in spans
@@ -315,13 +327,23 @@ def _queue(spans: Sequence[Span], _: _Evidence) -> Cause | None:
     ]
     if not late:
         return None
-    waited_ms = max((float(s.attributes.get(semconv.WAITED_MS, 0)) for s in late), default=0.0)
-    if waited_ms >= SLOW_S * 1000:
+    longest = max(late, key=_waited_s)
+    if _waited_s(longest) >= SLOW_S:
+        # While a service is known to be down nothing is begun: who waited then waited for it, not for a turn.
+        meanwhile = Counter(
+            cause for at, cause in evidence.troubles if longest.began - _waited_s(longest) <= at <= longest.began
+        )
+        if meanwhile:
+            return meanwhile.most_common(1)[0][0]
         return Cause("backlog", "intake", "late", "more came than could be decided: they waited for their turn",
                      "loanmesh top")  # fmt: skip
     words = Counter(word for s in late if (word := s.error or s.text(semconv.ERROR_TYPE)))
     word = words.most_common(1)[0][0] if words else "late"
     return Cause("other", "intake", word, f"intake could not decide: {word}", "loanmesh trace EXAMPLE")
+
+
+def _waited_s(span: Span) -> float:
+    return float(span.attributes.get(semconv.WAITED_MS, 0)) / 1000
 
 
 _INSIDE = ("intake", "bureau", "scoring", "pricing")

@@ -105,6 +105,18 @@ def test_the_most_frequent_cause_comes_first_with_an_example_to_look_at() -> Non
     assert (second.cause.kind, second.count, second.example) == ("source_slow", 1, "1")
 
 
+def test_who_waited_while_a_service_was_down_waited_for_it() -> None:
+    down = a_hop("scoring", "UNAVAILABLE", "Connection refused", application="a0")
+
+    def waited(application: str, trace: str, waited_s: float) -> Span:
+        said: dict[str, Value] = {semconv.WAITED_MS: waited_s * 1000}
+        return a_span(trace=trace, application=application, kept_for="late", began=5.0, ended=5.1, attributes=said)
+
+    during, after = waited("a1", "b1", 4.0), waited("a2", "b2", 1.0)
+    groups = {group.cause.kind: group.count for group in why_failed([down, during, after], {})}
+    assert groups == {"service_down": 2, "backlog": 1}
+
+
 def test_applications_of_one_batch_are_told_apart_and_share_the_call() -> None:
     one = a_hop("scoring", "UNAVAILABLE", application="a1")
     two = a_hop("pricing", "UNAVAILABLE", application="a2")
