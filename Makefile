@@ -44,6 +44,12 @@ causes: $(READY) ## Plant ten troubles in a real mesh; is each named first by wh
 promotion: $(READY) ## Live through a small promotion with a real mesh and compare what the simulator foretells
 	@$(BIN)/python -m benchmarks.foretold $(ARGS)
 
+promotion: $(READY) ## Live through a small promotion with a real mesh and compare what the simulator foretells
+	@$(BIN)/python -m benchmarks.foretold $(ARGS)
+
+causes: $(READY) ## Plant ten troubles in a real mesh; is each named first by why-failed? make causes ARGS="--only full_disk"
+	@$(BIN)/python -m lab.causes $(ARGS)
+
 simulate: $(READY) ## Live through 10,000 seeds of faults on a virtual clock
 	@$(BIN)/python -m lab.simulator --seeds $(or $(SEEDS),10000)
 

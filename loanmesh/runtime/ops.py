@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections import OrderedDict
 from typing import Any
@@ -72,6 +73,7 @@ class OpsServicer(OpsServiceServicer):
             loop_lag_max_ms=self._heartbeat.lag_s_max * 1e3,
             queues=[pb.Queue(name=q.name, length=q.length(), limit=q.limit) for q in vitals.queues],
             backlog=vitals.backlog,
+            tasks=len(asyncio.all_tasks()),
             decisions=vitals.decisions.total(),
             accepted=vitals.accepted.total(),
             bounds_s=semconv.DURATION_BOUNDS_S,
