@@ -38,12 +38,6 @@ rivals: ## Build the environment of the rivals that make bench runs (DBOS, Tempo
 chaos: $(READY) ## Submit 100,000 under 420 faults on both databases, check every promise: make chaos ARGS="--seed 7"
 	@$(BIN)/python -m lab.chaos $(ARGS)
 
-causes: $(READY) ## Plant ten troubles in a real mesh; is each named first by why-failed? make causes ARGS="--only full_disk"
-	@$(BIN)/python -m lab.causes $(ARGS)
-
-promotion: $(READY) ## Live through a small promotion with a real mesh and compare what the simulator foretells
-	@$(BIN)/python -m benchmarks.foretold $(ARGS)
-
 promotion: $(READY) ## Live through a small promotion with a real mesh and compare what the simulator foretells
 	@$(BIN)/python -m benchmarks.foretold $(ARGS)
 
