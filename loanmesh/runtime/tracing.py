@@ -23,6 +23,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from loanmesh.runtime import semconv
 from loanmesh.runtime.clock import Clock
 
 Attributes = Mapping[str, str | int | float | bool]
@@ -105,6 +106,10 @@ class Recorder:
         error   what is wrong, in a stable word or a status; empty: nothing.
         """
         self.told += 1
+        if attributes and semconv.EXCEPTION_TYPE in attributes:
+            # Its type alone: a text or a stack may quote whom the call was about.
+            raised = {semconv.EXCEPTION_TYPE: attributes[semconv.EXCEPTION_TYPE]}
+            events = [*events, ("exception", ended, raised)]
         status = Status(StatusCode.ERROR, error) if error else Status()
         self._processor.on_end(
             ReadableSpan(
