@@ -1,7 +1,8 @@
 """The collector's configuration in two tiers: sound in itself, and, where a collector is at hand, tried on it.
 
 LOANMESH_OTELCOL names a collector to try it on, LOANMESH_PROMTOOL a promtool for the rules; else they are looked for in
-PATH. A collector without `loadbalancing` is tried with a plain exporter in its place, to the one gateway there is.
+PATH. A collector without `loadbalancing` is tried with a plain exporter in its place, to the one gateway there is, and
+one without `nop` without logs.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ async def tiers(tmp_path: Path) -> AsyncIterator[tuple[str, str, Any]]:
         for pipeline in (agent["service"]["pipelines"][name] for name in ("traces", "logs")):
             pipeline["processors"].remove("k8sattributes")
         _send_to(agent, "name: loadbalancing" in parts, ports[3])
+        if "name: nop" not in parts:
+            del agent["exporters"]["nop"], agent["service"]["pipelines"]["logs"]
         _listen(gateway, ports[3], ports[4])
         gateway["processors"]["tail_sampling"]["decision_wait"] = "1s"
         gateway["exporters"]["otlp/traces"]["endpoint"] = behind.endpoint.removeprefix("http://")
