@@ -57,7 +57,8 @@ class Mesh:
     environment: dict[str, str]
     subjects: Iterator[int] = field(default_factory=lambda: iter(range(100, 10_000)))
     """Of synthetic people. Each is used once: what a source said of somebody is remembered."""
-    payload: bytes = b""
+    sound: tuple[object, ...] = ()
+    """What stood where bytes that are no application stand now."""
 
     def run(self, line: str) -> Ended:
         """One command line of `loanmesh`, in this process: sixty starts of Python would take a minute."""
@@ -76,7 +77,7 @@ class Mesh:
             "an application is decided": self.decided,
             "an application is stored, then the database dies": self.database_dies,
             "an application is poisoned": self.poison,
-            "the application is mended": lambda: asyncio.run(self.write(self.known["PARKED"], self.payload)),
+            "the application is mended": lambda: asyncio.run(self.write(self.known["PARKED"], *self.sound)),
         }
         events[words]()
 
@@ -101,19 +102,21 @@ class Mesh:
         (name,) = self.submitted(1, wait_s=0)
         run_until_shown(self.run, Command(f"loanmesh get {name}", "source_missing:court"))
         self.known["PARKED"] = name
-        self.payload = asyncio.run(self.write(name, b"\xff\xff\xff"))
+        # Unsealed, as a release before sealing wrote it: what is sealed cannot be changed unnoticed.
+        self.sound = asyncio.run(self.write(name, b"\xff\xff\xff", None, None))
         # The source stays away until then: who holds the application in memory could decide it yet.
         run_until_shown(self.run, Command("loanmesh parked list", name))
         self.fault(dead=False)
 
-    async def write(self, name: str, payload: bytes) -> bytes:
-        """Put other bytes where an application stands; returns those before."""
+    async def write(self, name: str, *columns: object) -> tuple[object, ...]:
+        """Put another payload, key and wrapped key where an application stands; returns those before."""
         connection: Any = await asyncpg.connect(f"postgresql://postgres@/intake?host={self.state / 'postgres'}")
         try:
             row = name.rsplit("/", 1)[1]
-            before = await connection.fetchval("SELECT payload FROM application WHERE id = $1", row)
-            await connection.execute("UPDATE application SET payload = $2 WHERE id = $1", row, payload)
-            return bytes(before)
+            before = await connection.fetchrow("SELECT payload, key_id, data_key FROM application WHERE id = $1", row)
+            change = "UPDATE application SET payload = $2, key_id = $3, data_key = $4 WHERE id = $1"
+            await connection.execute(change, row, *columns)
+            return tuple(before)
         finally:
             await connection.close()
 
