@@ -48,6 +48,7 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         raise WrongSetting(
             "BUREAU_BROWNOUT__OPTIONAL", f"no such source: {', '.join(sorted(unknown))}", ", ".join(sources)
         )
+    proof = _proof(settings)
     keys = Keys.open("BUREAU_PRIVACY__KEYS_FILE", Path(settings.privacy.keys_file), clock)
     sealer = Sealer(keys)
     url = settings.database_url.get_secret_value()
@@ -57,7 +58,7 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
     if unknown := set(settings.query_fen) - set(sources):
         raise WrongSetting("BUREAU_QUERY_FEN", f"no such source: {', '.join(sorted(unknown))}", ", ".join(sources))
     figures = {name: SourceFigures(settings.query_fen.get(name, 0)) for name in sources}
-    wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s, random.Random(), _proof(settings))
+    wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s, random.Random(), proof)
     store = AnswerStore(database, clock, sealer)
     bulkhead = BulkheadSettings(at_once_max=settings.gather.at_once_max, waiting_max=settings.gather.waiting_max)
     guards = {name: make_guard(name, "source", settings.breaker, bulkhead, clock, random.Random()) for name in sources}
