@@ -1,7 +1,8 @@
 """Which of many applications an earlier run got acknowledged, kept in a file, so that a crashed run goes on.
 
 An SQLite file: a commit a batch, flushed to disk (`synchronous=FULL`), and looked up on disk, so that a million
-entries take no memory and a crash in the middle of a write leaves none of it. Entries are added, never changed.
+entries take no memory and a crash in the middle of a write leaves none of it. Entries are added, never changed. It
+holds digests and names of applications, no identities; it may be deleted when the run is done.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Journal:
         # one SQLite connection, of which one closes it, end the process.
         self._thread = ThreadPoolExecutor(1, "loanmesh-journal")
         try:
+            # Whose applications were sent is nobody's business: the file is its owner's alone, as SQLite's beside it are.
+            path.touch(mode=0o600, exist_ok=True)
             self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=FULL")
@@ -40,7 +43,7 @@ class Journal:
                 "INSERT INTO run SELECT ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM run)", (new_id(), lender, client_id)
             )
             self._run, *owner = self._file.execute("SELECT id, lender, client_id FROM run").fetchone()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise ValueError(f"{path} is no file to resume from ({error}); name another") from error
         if owner != [lender, client_id]:
             self._file.close()

@@ -74,7 +74,7 @@ def new_key(purpose: str, current_from: dt.datetime, random_bytes: Callable[[int
     """A fresh key whose id tells purpose and day."""
     return Key(
         f"{purpose.replace('_', '-')}-{current_from:%Y%m%d}-{random_bytes(3).hex()}",
-        current_from.replace(microsecond=0),
+        current_from,
         random_bytes(SECRET_BYTES),
     )
 

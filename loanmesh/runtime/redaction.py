@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import resource
 import sys
 import traceback
 from collections.abc import Mapping
@@ -107,7 +108,11 @@ class _Library(logging.Handler):
 
 
 def guard_outputs() -> None:
-    """Send what libraries log through our processors, and mask what a process says when it falls over."""
+    """Send what libraries log through our processors, mask what a process says when it falls over, and leave no core.
+
+    A core dump is the whole memory, with what is sealed everywhere else in the open, keys included.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     logging.basicConfig(handlers=[_Library(logging.WARNING)], force=True)
     logging.captureWarnings(capture=True)
     sys.excepthook = _fell

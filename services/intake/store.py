@@ -17,6 +17,7 @@ import structlog
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import Database, Row, Script, Statement
 from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, RequestIdConflict
+from loanmesh.runtime.redaction import mask
 from loanmesh.runtime.sealed import Unsealable
 from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored, chain, erased
 from services.intake.held import AGED_SHARE
@@ -406,7 +407,9 @@ class Store:
                 if original is None:
                     # A repeated submit is compared with what was submitted, not with what was supplied since.
                     columns["original"] = cover.seal(plain, "original")
-            yield from self._update(application_id, revision, before, columns, kind, at, details)
+            # A person's words, such as why something was released, may name another person; events are kept for years.
+            told = {name: mask(text) for name, text in details.items()}
+            yield from self._update(application_id, revision, before, columns, kind, at, told)
             prints = {name: self._privacy.fingerprint(value) for name, value in said.items()}
             used_for = json.dumps({"kind": kind, **prints}, sort_keys=True)
             yield Statement(_INSERT_REQUEST, [(application_id, request_id, used_for)])
@@ -596,16 +599,17 @@ def parse_filter(text: str) -> tuple[list[str], list[object]]:
     """SQL conditions and parameters of an AIP-160 filter. Raises InvalidRequest naming the part not understood."""
     conditions: list[str] = []
     params: list[object] = []
-    for part in filter(None, re.split(r"\s+AND\s+", text.strip())):
+    # Values are not shown again: they may be a person's, put into the wrong field.
+    for number, part in enumerate(filter(None, re.split(r"\s+AND\s+", text.strip())), start=1):
         match = re.fullmatch(r"(\w+)\s*(=|!=|<=|>=|<|>)\s*(?:\"([^\"]*)\"|([^\s\"]+))", part)
         if not match or match[1] not in _FILTERS or (match[2] not in ("=", "!=") and match[1] != "create_time"):
             raise InvalidRequest(
-                ("filter", f"cannot read {part!r}; known fields are {', '.join(_FILTERS)}, joined by AND")
+                ("filter", f"condition {number} cannot be read; known fields are {', '.join(_FILTERS)}, joined by AND")
             )
         name, operator = match[1], match[2]
         value = match[3] if match[3] is not None else match[4]
         if name in _WORDS and value not in _WORDS[name]:
-            raise InvalidRequest(("filter", f"{name} is one of {', '.join(_WORDS[name])}, not {value!r}"))
+            raise InvalidRequest(("filter", f"{name} is one of {', '.join(_WORDS[name])}"))
         if not value.isprintable():
             raise InvalidRequest(("filter", f"{name} has characters that cannot be printed"))
         column = _FILTERS[name]
@@ -619,7 +623,7 @@ def _seconds(time: str) -> float:
     try:
         read = dt.datetime.fromisoformat(time)
     except ValueError as error:
-        raise InvalidRequest(("filter", f"{time!r} is no RFC 3339 time")) from error
+        raise InvalidRequest(("filter", 'create_time is no RFC 3339 time, e.g. "2026-11-24T00:00:00Z"')) from error
     return (read if read.tzinfo else read.replace(tzinfo=dt.UTC)).timestamp()
 
 
