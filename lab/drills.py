@@ -233,7 +233,7 @@ async def run(folder: Path, clock: Clock, say: Callable[[str], None]) -> list[Ro
         await mesh.stop()
 
 
-def free_base(count: int = 5) -> int:
+def free_base(count: int = 6) -> int:
     """First of some consecutive ports that nobody listens on."""
     for base in range(20_000 + 10 * random.Random().randrange(900), 32_000, 10):
         if all(_is_free(base + offset) for offset in range(count)):

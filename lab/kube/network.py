@@ -9,7 +9,8 @@ from typing import Any
 from lab.kube.connections import server_of
 from lab.kube.overlay import Object, Overlay, Problem, Workload, selects
 
-_NAMED = re.compile(r"(?:dns:///|https?://)?([a-z0-9-]+)(?:\.[a-z0-9-]+\.svc(?:\.cluster\.local)?)?:(\d+)")
+_NAMED = re.compile(r"(?:dns:///|https?://)?([a-z0-9-]+)(?:\.([a-z0-9-]+)(?:\.svc(?:\.cluster\.local)?)?)?:(\d+)")
+"""A Service, its namespace where it is said, and the port."""
 CLUSTER_LABEL = "cnpg.io/cluster"
 """What CloudNativePG labels the pods of a cluster with."""
 
@@ -67,6 +68,8 @@ def _addresses(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
         named = _NAMED.fullmatch(value)
         if named is None or named[1][0].isdigit() or "LISTEN" in name:
             continue
+        if named[2] and overlay.find("Namespace", named[2]) is None:
+            continue  # In somebody else's namespace.
         yield from _leads(overlay, workload.object, f"env {name}", value, named, workload.labels)
 
 
@@ -86,7 +89,7 @@ def _leads(
     overlay: Overlay, who: Object, at: str, value: str, named: re.Match[str], labels: Mapping[str, str] | None
 ) -> Iterator[Problem]:
     """labels  of the pods that ask; None for somebody in another namespace."""
-    service, port = overlay.find("Service", named[1]), int(named[2])
+    service, port = overlay.find("Service", named[1]), int(named[3])
     if service is None or port not in [one["port"] for one in service.spec.get("ports") or ()]:
         yield who.wrong(at, f"{value} is no Service and port of the overlay")
         return

@@ -19,6 +19,7 @@ def check(overlay: Overlay) -> Iterator[Problem]:
             yield namespace.wrong(f"metadata.labels.{ENFORCE}", "must be restricted")
     for workload in overlay.workloads:
         yield from _pod(workload)
+        yield from _token(overlay, workload)
         for index, container in enumerate(workload.containers):
             yield from _container(workload, container, f"containers[{index}]")
 
@@ -33,8 +34,14 @@ def _pod(workload: Workload) -> Iterator[Problem]:
             yield workload.wrong(f"volumes[{index}].{min(foreign)}", "is no kind of volume that restricted allows")
     if (pod.get("securityContext") or {}).get("sysctls"):
         yield workload.wrong("securityContext.sysctls", "must not be set (restricted)")
-    if pod.get("automountServiceAccountToken") is not False:
-        yield workload.wrong("automountServiceAccountToken", "must be false: no pod of ours talks to the API")
+
+
+def _token(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
+    """A token is for those alone who are granted something by it."""
+    subjects = [subject for binding in overlay.of("RoleBinding") for subject in binding.data.get("subjects") or ()]
+    granted = any(subject["name"] == workload.pod.get("serviceAccountName") for subject in subjects)
+    if not granted and workload.pod.get("automountServiceAccountToken") is not False:
+        yield workload.wrong("automountServiceAccountToken", "must be false: nothing is granted to its account")
 
 
 def _container(workload: Workload, container: Mapping[str, Any], at: str) -> Iterator[Problem]:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from loanmesh.runtime.certificates import BadCertificate, Files, Material, identity_of, read
+from loanmesh.runtime.certificates import BadCertificate, Files, Material, identity_of, is_signed_by, read
 
 KINDS = {"service": "services", "client": "clients", "operator": "operators"}
 LIFE = dt.timedelta(hours=24)
@@ -107,7 +107,7 @@ class Authority:
         signing, *before = self._certificates()
         for files in self.issued():
             leaf = x509.load_pem_x509_certificate(files.certificate.read_bytes()) if files.certificate else None
-            if leaf and not _signed_by(leaf, signing):
+            if leaf and not is_signed_by(leaf, signing):
                 raise CannotIssue(
                     f"{files.certificate} is signed by the CA that would go; first `loanmesh certs renew --all`"
                 )
@@ -247,14 +247,6 @@ def _subject(certificate: Path) -> Subject:
         case [("client" | "operator") as kind, name]:
             return Subject(kind, name)
     raise BadCertificate("certificate", certificate, "states no identity of a service, client or operator")
-
-
-def _signed_by(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
-        leaf.verify_directly_issued_by(authority)
-    except Exception:  # noqa: BLE001  cryptography raises several unrelated ones; each means no.
-        return False
-    return True
 
 
 def _usage(*, signs: bool) -> x509.KeyUsage:

@@ -175,11 +175,12 @@ def show(
 
     now = SystemClock().now()
     with _working(folder) as authority:
+        trust_domain = authority.trust_domain
         ca_expires_at = read(Files(authority.bundle)).ca_expires_at
         rows = [_row(path, material, now) for path, material in authority.state()]
     ca_left_s = (ca_expires_at - now).total_seconds()
     ca = {
-        "identity": f"CA of {authority.trust_domain}",
+        "identity": f"CA of {trust_domain}",
         "expires_at": ca_expires_at.isoformat(timespec="seconds"),
         "left_s": round(ca_left_s),
         "state": "expired" if ca_left_s <= 0 else "expires soon" if ca_left_s < 14 * 86400 else "valid",

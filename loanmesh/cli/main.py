@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import certs, ops, parked, promotion, serve
+from loanmesh.cli import certs, connection, ops, parked, promotion, serve, top, trace, why_failed
 
-app = typer.Typer(
+app = connection.App(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Decides loan applications. Start with `loanmesh demo`, or `loanmesh up` and `loanmesh submit FILE`.",
@@ -67,7 +67,7 @@ def _check_state(console: Console, state: Path) -> None:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; turn what went wrong into one line and an exit code."""
-    from loanmesh.client import CallFailed, Overloaded, Unreachable
+    from loanmesh.client import CallFailed, Overloaded, TlsFailed, Unreachable
 
     complain = Console(stderr=True, highlight=False)
     try:
@@ -79,6 +79,12 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         raise typer.Exit(REFUSED) from error
     except Overloaded as error:
         complain.print(f"[red]too busy[/]: {escape(str(error))}; send it again with the same --request-id")
+        raise typer.Exit(UNREACHABLE) from error
+    except TlsFailed as error:
+        complain.print(
+            f"[red]not reachable[/] ({error.error_type}): {error}; --tls-ca, --tls-cert and --tls-key name our files,"
+            " `loanmesh certs show` tells how they are"
+        )
         raise typer.Exit(UNREACHABLE) from error
     except Unreachable as error:
         complain.print(
@@ -103,9 +109,7 @@ def _read_application(path: Path) -> Any:
 def up(
     state: State = _default_state(),  # noqa: B008  A path, computed once a process.
     data: Annotated[Path | None, typer.Option(envvar="LOANMESH_DATA", help="Folder of the real data sets.")] = None,
-    port_base: Annotated[
-        int, typer.Option(envvar="LOANMESH_PORT_BASE", help="First of five consecutive ports.")
-    ] = 7401,
+    port_base: Annotated[int, typer.Option(envvar="LOANMESH_PORT_BASE", help="First of six consecutive ports.")] = 7401,
     replicas: Annotated[
         list[str] | None, typer.Option(help="How many of each service, e.g. intake=2,bureau=2. May be repeated.")
     ] = None,
@@ -116,6 +120,9 @@ def up(
             help="`postgres` starts one in the state folder; `postgresql://...` names one; else SQLite files.",
         ),
     ] = "",
+    tls: Annotated[
+        bool, typer.Option("--tls", help="With mTLS between all, by certificates made in the state folder.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Run the whole mesh on this machine until Ctrl-C; a second `up` on the same state goes on where the first ended.
@@ -128,8 +135,8 @@ def up(
 
     console = _say(json_)
     _check_state(console, state)
-    if not 1 <= port_base <= 65531:
-        console.print("[red]--port-base[/] must be 1 to 65531")
+    if not 1 <= port_base <= 65530:
+        console.print("[red]--port-base[/] must be 1 to 65530")
         raise typer.Exit(USAGE)
     if database and database != OWN_POSTGRES and not database.startswith(("postgresql://", "postgres://")):
         console.print(f"[red]--database[/] must be {OWN_POSTGRES} or postgresql://..., not {escape(database)!r}")
@@ -150,6 +157,7 @@ def up(
                 lambda line: console.print(f"[dim]{escape(line)}[/]"),
                 replicas=counts,
                 database=database,
+                tls=tls,
             )
         except CannotStart as error:
             console.print(f"[red]cannot start[/]: {escape(str(error))}")
@@ -164,6 +172,10 @@ def up(
                 print(json.dumps(mesh.ready_line()), flush=True)
             else:
                 console.print(_replica_lines(mesh.ready_line()))
+                if mesh.certs:
+                    console.print(
+                        f"  mTLS; other commands need to know:  export {connection.CERTS}={mesh.certs}", soft_wrap=True
+                    )
                 console.print(f"[green]ready[/]; state in {state}. Try: loanmesh submit FILE. Ctrl-C stops.")
             await stopping.wait()
             console.print("stopping ...")
@@ -256,12 +268,11 @@ def submit(
     Example: `loanmesh example person 7 > a.json && loanmesh submit a.json`
     """
     from loanmesh.cli import show
-    from loanmesh.client import Client
 
     application = _read_application(file)
 
     async def work() -> Any:
-        async with Client(address, lender=lender, patience_s=PATIENCE_S) as client:
+        async with connection.client(address, lender=lender, patience_s=PATIENCE_S) as client:
             return await client.submit(application, request_id=request_id, wait_s=wait)
 
     _print(_run(work()), json_, show.application)
@@ -292,10 +303,9 @@ def get(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
     Example: `loanmesh get lenders/demo/applications/0192...`
     """
     from loanmesh.cli import show
-    from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address, patience_s=PATIENCE_S) as client:
+        async with connection.client(address, patience_s=PATIENCE_S) as client:
             return await client.get(name)
 
     _print(_run(work()), json_, show.application)
@@ -308,10 +318,9 @@ def watch(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
     Example: `loanmesh watch lenders/demo/applications/0192...`
     """
     from loanmesh.cli import show
-    from loanmesh.client import Client
 
     async def work() -> None:
-        async with Client(address, patience_s=PATIENCE_S) as client:
+        async with connection.client(address, patience_s=PATIENCE_S) as client:
             async for application in client.watch(name):
                 _print(application, json_, show.application)
 
@@ -333,10 +342,9 @@ def list_(
     Example: `loanmesh list --filter 'outcome = DECLINED' --limit 5`
     """
     from loanmesh.cli import show
-    from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address, lender=lender, patience_s=PATIENCE_S) as client:
+        async with connection.client(address, lender=lender, patience_s=PATIENCE_S) as client:
             return await client.list(filter=filter_, order_by=order, page_size=limit, page_token=page)
 
     found = _run(work())
@@ -364,10 +372,9 @@ def explain(
     from functools import partial
 
     from loanmesh.cli import show
-    from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address, patience_s=PATIENCE_S) as client:
+        async with connection.client(address, patience_s=PATIENCE_S) as client:
             return await client.explain(name, schedules=schedules)
 
     _print(_run(work()), json_, partial(show.explanation, language=language))
@@ -380,10 +387,9 @@ def replay(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
     Example: `loanmesh replay lenders/demo/applications/0192...`
     """
     from loanmesh.cli import show
-    from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address, patience_s=PATIENCE_S) as client:
+        async with connection.client(address, patience_s=PATIENCE_S) as client:
             return await client.replay(name)
 
     found = _run(work())
@@ -399,10 +405,9 @@ def history(name: Name, address: Address = INTAKE, json_: Json = False) -> None:
     Example: `loanmesh history lenders/demo/applications/0192...`
     """
     from loanmesh.cli import show
-    from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address, patience_s=PATIENCE_S) as client:
+        async with connection.client(address, patience_s=PATIENCE_S) as client:
             return await client.history(name)
 
     found = _run(work())
@@ -431,10 +436,9 @@ def accept(
     Example: `loanmesh accept lenders/demo/applications/0192... offer-1`
     """
     from loanmesh.cli import show
-    from loanmesh.client import Client
 
     async def work() -> Any:
-        async with Client(address, patience_s=PATIENCE_S) as client:
+        async with connection.client(address, patience_s=PATIENCE_S) as client:
             return await client.accept(name, offer, request_id=request_id)
 
     _print(_run(work()), json_, show.application)
@@ -481,7 +485,6 @@ def decide_firms(
     from loanmesh.cli import firms as firms_
     from loanmesh.cli.mesh import CannotStart, Mesh, free_ports
     from loanmesh.cli.stages import Stages, ask_stages
-    from loanmesh.client import Client
     from loanmesh.runtime.clock import SystemClock
 
     console = _say(json_)
@@ -498,7 +501,7 @@ def decide_firms(
     async def on(intake: str, source: str) -> Any:
         await firms_.teach(source, folder)
         started = clock.monotonic()
-        async with Client(intake, patience_s=patience) as client:
+        async with connection.client(intake, patience_s=patience) as client:
             decided = await firms_.decide_firms(console, client, codes, amount * 100, term, clock, stages)
             took_s = clock.monotonic() - started
             await ask_stages(client, decided, stages)
@@ -566,6 +569,9 @@ ops.register(app)
 certs.register(app)
 serve.register(app)
 promotion.register(app)
+trace.register(app)
+why_failed.register(app)
+top.register(app)
 parked.register(app)
 
 

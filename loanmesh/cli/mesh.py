@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import IO
 
 from loanmesh.cli import control, postgres
+from loanmesh.cli.authority import Authority, CannotIssue, Subject
 from loanmesh.cli.names import NameServer, target
+from loanmesh.runtime.certificates import BadCertificate
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.keys import new_ring, write_ring
 from loanmesh.runtime.supervised import SUPERVISED
 
-DEFAULT_PORTS = {"intake": 7401, "bureau": 7402, "scoring": 7403, "pricing": 7404, "sandbox": 7405}
+DEFAULT_PORTS = {"intake": 7401, "bureau": 7402, "scoring": 7403, "pricing": 7404, "sandbox": 7405, "sink": 7406}
 START_ORDER = ("sandbox", "bureau", "scoring", "pricing", "intake")
 SERVICES = ("intake", "bureau", "scoring", "pricing")
 """What can have replicas. The sandbox plays the outside world and stays one."""
@@ -28,11 +31,16 @@ WITH_DATABASE = ("intake", "bureau")
 REPLICAS_MAX = 12
 """Of each service: intake's and bureau's pools of four connections then fit the 97 that PostgreSQL has for us."""
 OWN_POSTGRES = "postgres"
+OWN_SINK = "up"
+"""Among the endpoints of telemetry: the sink that keeps traces here."""
+METRICS_EVERY_S = 5.0
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 15.0
 RESTART_FIRST_S = 0.2
 RESTART_MAX_S = 5.0
 LOOK_AGAIN_S = 0.2
+RENEW_EVERY_S = 600.0
+"""How often certificates are looked at; they live a day, and are renewed when eight hours are left."""
 # Replicas come and go in seconds here, where a cluster takes its time.
 CONNECTION_AGE_S = 5.0
 LEAVE_S = 0.3
@@ -67,6 +75,7 @@ class Mesh:
               On intake's port, over UDP, answers the name server that knows all replicas.
     said      called with a line for a person whenever something happens.
     replicas  how many of each service; 1 where nothing is said.
+    tls       whether all speak TLS to each other, with certificates made and renewed in the state folder.
     database  `postgres` for one of the mesh's own, `postgresql://...` for one that runs, empty for SQLite files.
     """
 
@@ -80,6 +89,7 @@ class Mesh:
         *,
         replicas: Mapping[str, int] | None = None,
         database: str = "",
+        tls: bool = False,
     ) -> None:
         self._state = state
         self._data = data
@@ -89,11 +99,19 @@ class Mesh:
         self._database = database
         self._wanted = dict(replicas or {})
         self._names = NameServer()
+        self.certs = state.resolve() / "certs" if tls else None
+        """Folder of the mesh's certificates, with `clients/local` and `operators/local` for whoever uses it here; None
+        where no TLS is spoken."""
+        self._renewing: asyncio.Task[None] | None = None
         self._lock: IO[str] | None = None
         self._scaling = asyncio.Lock()
         self._scaler: asyncio.Task[None] | None = None
         self._listener: asyncio.Server | None = None
         self._postgres = self._own_postgres() if database == OWN_POSTGRES else None
+        self._sink_address = f"127.0.0.1:{ports['sink']}"
+        words = ["-m", "loanmesh.seeing.sink", "--listen", self._sink_address, "--file", str(state / "traces.db")]
+        self._sink = Part("sink", "sink", words, {})
+        self._sinking: asyncio.Task[None] | None = None
         # What always is there, so that whoever knows only one replica of each finds it.
         self.replicas: dict[str, list[Part]] = {name: [self._part(name, 0)] for name in START_ORDER}
 
@@ -119,6 +137,9 @@ class Mesh:
             "parts": {name: facts(part) for name, part in self.parts.items()},
             "replicas": {name: [facts(part) for part in parts] for name, parts in self.replicas.items()},
             "targets": {name: self.target(name) for name in SERVICES},
+            "otlp": f"http://{self._sink_address}",
+            "sink": facts(self._sink),
+            **({"certs": str(self.certs)} if self.certs else {}),
         }
 
     # --- Start and stop ---
@@ -127,6 +148,11 @@ class Mesh:
         """Start all parts; raises CannotStart with the reason when one does not come up."""
         self._state.mkdir(parents=True, exist_ok=True)
         await self._take_lock()
+        for service in WITH_DATABASE:
+            if not (file := keys_file(self._state, service)).exists():
+                write_ring(file, new_ring(self._clock.now()), new=True)
+        if self.certs:
+            self._renewing = asyncio.create_task(self._renew(self._certified(self.certs)))
         try:
             await self._names.start(self._ports["intake"])
         except OSError as error:
@@ -135,6 +161,7 @@ class Mesh:
         if self._postgres:
             await self._launch(self._postgres)
             self._watch(self._postgres)
+        self._sinking = asyncio.create_task(self._start_sink())
         # One of each first, since the first of a service makes its tables; intake last, when the others are there.
         for stage in (START_ORDER[:-1], START_ORDER[-1:]):
             await self._launch_all([self.replicas[name][0] for name in stage])
@@ -142,6 +169,7 @@ class Mesh:
                 self._tell_names(name)
                 self._watch(self.replicas[name][0])
         await self.scale({name: count for name, count in self._wanted.items() if count > 1})
+        await self._sinking
         self._listener = await control.listen(self._state, self._answer)
 
     async def stop(self) -> None:
@@ -153,7 +181,11 @@ class Mesh:
             self._scaler.cancel()
             await asyncio.gather(self._scaler, return_exceptions=True)
         await self._scaling.acquire()  # Nothing new begins.
+        if self._sinking:
+            self._sinking.cancel()
+            await asyncio.gather(self._sinking, return_exceptions=True)
         keepers = [part.keeper for part in self._everything() if part.keeper]
+        keepers += [self._renewing] if self._renewing else []
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
@@ -161,9 +193,46 @@ class Mesh:
             await asyncio.gather(*(self._end(part) for name in stage for part in self.replicas[name]))
         if self._postgres:
             await self._end(self._postgres)
+        await self._end(self._sink)  # Last: the others have told it of their end.
         await self._names.stop()
         if self._lock:
             self._lock.close()
+
+    async def _start_sink(self) -> None:
+        """Keep traces. Where that cannot be, the mesh works without."""
+        try:
+            await self._launch(self._sink)
+        except CannotStart as error:
+            self._said(f"traces are not kept: {error}")
+        else:
+            self._watch(self._sink)
+
+    def _certified(self, folder: Path) -> Authority:
+        """With a certificate for each service, and one for a client and an operator on this machine. Raises
+        CannotStart."""
+        authority = Authority(folder, self._clock.now)
+        try:
+            if not authority.exists():
+                authority.create("loanmesh")
+            has = {path.name for path, _ in authority.state()}
+            subjects = [Subject("service", name) for name in SERVICES if name not in has]
+            if "local" not in has:
+                subjects += [Subject("client", "local"), Subject("operator", "local")]
+            for subject in subjects:
+                authority.issue(subject)
+            authority.renew(all_=False)
+        except (CannotIssue, BadCertificate, OSError) as error:
+            raise CannotStart(f"certificates: {error}; without the folder {folder} new ones are made") from error
+        return authority
+
+    async def _renew(self, authority: Authority) -> None:
+        while True:
+            await self._clock.sleep(RENEW_EVERY_S)
+            try:
+                for path in await asyncio.to_thread(authority.renew, all_=False):
+                    self._said(f"renewed the certificate in {path}")
+            except (CannotIssue, BadCertificate, OSError) as error:
+                self._said(f"certificates cannot be renewed: {error}")
 
     def kill(self, name: str) -> None:
         """SIGKILL one part by its name; it is started again by itself."""
@@ -244,6 +313,7 @@ class Mesh:
         yield from (part for parts in self.replicas.values() for part in parts)
         if self._postgres:
             yield self._postgres
+        yield self._sink
 
     def _part(self, service: str, index: int) -> Part:
         name = service if index == 0 else f"{service}-{index + 1}"
@@ -255,17 +325,28 @@ class Mesh:
         ours = {
             f"{prefix}_SERVER__MAX_CONNECTION_AGE_S": f"{CONNECTION_AGE_S:g}",
             f"{prefix}_SERVER__LEAVE_S": f"{LEAVE_S:g}",
+            f"{prefix}_TELEMETRY__OTLP_ENDPOINT": os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", OWN_SINK),
+            f"{prefix}_TELEMETRY__METRICS_EVERY_S": f"{METRICS_EVERY_S:g}",
             f"{prefix}_TLS__MODE": "plaintext",
         }
         if service in WITH_DATABASE:
             ours[f"{prefix}_DATABASE_URL"] = f"sqlite:///{self._state / service}.db"
+            ours[f"{prefix}_PRIVACY__KEYS_FILE"] = str(keys_file(self._state, service))
         if service == "intake":
             ours |= {f"INTAKE_{other.upper()}": self.target(other) for other in ("bureau", "scoring", "pricing")}
         if service == "bureau":
             ours["BUREAU_SOURCES_URL"] = f"http://127.0.0.1:{self._ports['sandbox']}"
         # What the person set in the environment wins over what we would choose, but not over what was asked for now.
         ours |= {setting: os.environ[setting] for setting in ours if setting in os.environ}
+        endpoints = ours[f"{prefix}_TELEMETRY__OTLP_ENDPOINT"].split(",")
+        ours[f"{prefix}_TELEMETRY__OTLP_ENDPOINT"] = ",".join(
+            f"http://{self._sink_address}" if one.strip() == OWN_SINK else one for one in endpoints
+        )
         ours[f"{prefix}_SERVER__LISTEN"] = f"{_host(index)}:{port}"
+        if self.certs:
+            files = {"CERT_FILE": "tls.crt", "KEY_FILE": "tls.key", "CA_FILE": "ca.crt"}
+            ours[f"{prefix}_TLS__MODE"] = "mtls"
+            ours |= {f"{prefix}_TLS__{k}": str(self.certs / "services" / service / f) for k, f in files.items()}
         if self._database and service in WITH_DATABASE and self._database != OWN_POSTGRES:
             ours[f"{prefix}_DATABASE_URL"] = self._database
         return Part(service, name, ["-m", f"services.{service}.main"], ours)
@@ -360,6 +441,11 @@ class Mesh:
             self._said(f"{part.name} did not leave within {STOP_WITHIN_S:g} s; killed")
             process.kill()
             await process.wait()
+
+
+def keys_file(state: Path, service: str) -> Path:
+    """Where the mesh keeps the keys of a service that has a database."""
+    return state / f"{service}-keys.json"
 
 
 def check_replicas(wanted: Mapping[str, int]) -> None:

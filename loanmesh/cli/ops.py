@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from loanmesh.cli import connection
+
 if TYPE_CHECKING:
     import grpc
     from google.protobuf.message import Message
@@ -103,9 +105,9 @@ def _show(
     import grpc
     from google.protobuf import json_format
 
-    from loanmesh.cli.mesh import DEFAULT_PORTS
+    from loanmesh.cli.mesh import DEFAULT_PORTS, SERVICES
 
-    asked = addresses or [f"127.0.0.1:{port}" for name, port in DEFAULT_PORTS.items() if name != "sandbox"]
+    asked = addresses or [f"127.0.0.1:{port}" for name, port in DEFAULT_PORTS.items() if name in SERVICES]
     console = Console(stderr=json_, highlight=False)
     code = 0
     for address, answer in zip(asked, asyncio.run(_ask_all(asked, ask)), strict=True):
@@ -117,7 +119,9 @@ def _show(
                 console.print(f"[bold]{address}[/]")
                 show(console, answer)
         elif answer.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            console.print(f"[bold]{address}[/]  [red]not reachable[/]; is the mesh up? --address names another process")
+            details = answer.details() or ""
+            hint = details if details.startswith("tls_") else "is the mesh up? --address names another process"
+            console.print(f"[bold]{address}[/]  [red]not reachable[/]; {escape(hint)}")
             code = code or UNREACHABLE
         else:
             console.print(f"[bold]{address}[/]  [red]refused[/] {answer.code().name}: {escape(answer.details() or '')}")
@@ -133,11 +137,11 @@ async def _ask_all(
     from lending.ops.v1.ops_service_pb2_grpc import OpsServiceStub
 
     async def one(address: str) -> Message | grpc.aio.AioRpcError:
-        async with grpc.aio.insecure_channel(address) as channel:
-            try:
+        try:
+            async with connection.channel(address) as channel:
                 return await ask(OpsServiceStub(channel))
-            except grpc.aio.AioRpcError as error:
-                return error
+        except grpc.aio.AioRpcError as error:
+            return await connection.explained(error)
 
     return list(await asyncio.gather(*(one(address) for address in addresses)))
 

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from loanmesh.cli import connection
+
 if TYPE_CHECKING:
     from lending.intake.v1 import parking_service_pb2 as pb
     from lending.intake.v1.parking_service_pb2_grpc import ParkingServiceAsyncStub
@@ -28,7 +30,7 @@ Address = Annotated[str, typer.Option(envvar="LOANMESH_ADDRESS", help="Address o
 Cause = Annotated[str, typer.Option(help="Only those of this cause, as `list` shows it, e.g. scoring_error.")]
 INTAKE = "127.0.0.1:7401"
 
-commands = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+commands = connection.App(no_args_is_help=True, rich_markup_mode="markdown")
 
 
 def register(app: typer.Typer) -> None:
@@ -186,13 +188,16 @@ def _run(address: str, ask: Callable[..., Coroutine[Any, Any, T] | Awaitable[T]]
     from lending.intake.v1.parking_service_pb2_grpc import ParkingServiceStub
 
     async def work() -> T:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with connection.channel(address) as channel:
             stub = ParkingServiceStub(channel)
             return await (ask(stub, channel) if with_channel else ask(stub))
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         return asyncio.run(work())
+    except OSError as error:  # TLS is spoken, and it could not be asked who it is.
+        console.print(f"[red]not reachable[/]: {address}: {escape(str(error))}; is the mesh up?")
+        raise typer.Exit(UNREACHABLE) from error
     except grpc.aio.AioRpcError as error:
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             console.print(f"[red]not reachable[/]: {address}; is the mesh up? --address names another intake")

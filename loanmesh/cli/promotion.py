@@ -115,6 +115,8 @@ def simulate(
 
         if picture:
             import matplotlib  # noqa: F401  Before the work, not after it.
+
+            _check_picture(console, picture)
     except ImportError as error:
         console.print(f"[red]needs {error.name}[/], which is not installed: pip install 'loanmesh\\[lab]'")
         raise typer.Exit(FAILED) from error
@@ -240,9 +242,24 @@ def _draw(console: Console, picture: Path, promotion: Promotion, replayed: Repla
 
     try:
         draw(picture, promotion, replayed)
-    except (OSError, ValueError) as error:  # A folder that is not there; an ending that is no kind of picture.
-        console.print(f"[red]--picture[/] {escape(str(picture))} cannot be written: {escape(str(error))}")
-        raise typer.Exit(USAGE) from error
+    except OSError as error:
+        console.print(f"[red]--picture[/] {escape(str(picture))} cannot be written: {error.strerror}")
+        raise typer.Exit(FAILED) from error
+
+
+def _check_picture(console: Console, picture: Path) -> None:
+    """End with 2 where it could not be written in the end."""
+    from loanmesh.cli.firms import check_writable
+    from loanmesh.promotion.picture import KINDS
+
+    try:
+        check_writable(picture)
+        why = None if picture.suffix in KINDS else f"its name must end in {', '.join(KINDS)}"
+    except OSError as error:
+        why = error.strerror
+    if why:
+        console.print(f"[red]--picture[/] {escape(str(picture))} cannot be written: {why}")
+        raise typer.Exit(USAGE)
 
 
 def _plain(one: Any) -> dict[str, Any]:

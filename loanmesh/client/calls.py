@@ -18,7 +18,7 @@ from opentelemetry import metrics, propagate, trace
 
 from loanmesh.client.errors import CallFailed, Overloaded, TlsFailed, Unreachable
 from loanmesh.client.transport import SENT_MS, Failure, Metadata, Method, Reply, Transport
-from loanmesh.runtime import deadline, errors, telemetry
+from loanmesh.runtime import deadline, errors, semconv, tracing
 from loanmesh.runtime.budget import BudgetSettings, RetryBudget, Token
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.throttle import Permit, Throttle, ThrottleSettings
@@ -32,6 +32,10 @@ BACKOFF_S, BACKOFF_S_MAX = 0.1, 2.0
 1 to 60 s; ours end at 2 s, since a person waits, and the retry budget, not the wait, is what protects the mesh."""
 PUSHBACK_JITTER = 1.3
 """A server's wish is exceeded by up to this, never undercut: all whom it sent away must not come back at once."""
+NOTES_MAX = 50
+"""Most notes of one call; the first ones tell how it began."""
+LOCAL_WAIT_TOLD_S = 0.05
+"""A wait for the throttle's leave from which on the span tells of it."""
 Req = TypeVar("Req", bound=Message)
 Res = TypeVar("Res", bound=Message)
 Check = Callable[[Any], Failure | None]
@@ -102,7 +106,8 @@ class Calls:
         self._clock = clock
         self._dice = dice
         self._tracer = trace.get_tracer("loanmesh")
-        self._duration = metrics.get_meter("loanmesh").create_histogram(telemetry.CLIENT_DURATION, unit="s")
+        self._recorder = tracing.recorder() or tracing.beside(trace.get_tracer_provider(), clock, dice)
+        self._duration = metrics.get_meter("loanmesh").create_histogram(semconv.CLIENT_DURATION, unit="s")
         self.budget = RetryBudget(budget, clock)
         # Names our clock, so that the queue before intake's door can be told from the difference of clocks.
         self._sender = f"{dice.getrandbits(48):012x}"
@@ -133,6 +138,7 @@ class Calls:
             while True:
                 try:
                     reply = await self._attempt(call, method, request, lane, steady, wait, check)
+                    call.undecided = bool(wait) and _is_pending(reply.response)
                     return reply.response
                 except Failure as failure:
                     await self._pause(call, failure)
@@ -202,8 +208,12 @@ class Calls:
             permit.release()
 
     async def _admitted(self, call: _Call, lane: Lane) -> Permit:
+        asked = self._clock.monotonic()
         try:
-            return await lane.throttle.acquire(call.urgency.rank, call.left_s)
+            permit = await lane.throttle.acquire(call.urgency.rank, call.left_s)
+            if (waited_s := self._clock.monotonic() - asked) >= LOCAL_WAIT_TOLD_S:
+                call.note("waited_for_a_turn", {semconv.WAITED_MS: round(waited_s * 1000)})
+            return permit
         except errors.Overloaded as error:
             raise Overloaded(str(error), error.retry_s, call.request_id) from None
 
@@ -223,6 +233,7 @@ class Calls:
             call.token = self.budget.try_take()
             if call.token:
                 return
+            call.note("retry_budget_empty", {})
             call.failures += 1
             wait_s = self._backoff_s(call)
 
@@ -252,6 +263,9 @@ class _Call:
         self.attempts = 0
         self.failures = 0
         self.token: Token | None = None
+        self.undecided = False
+        """Whether the answer is that there is no decision yet, though one was waited for."""
+        self._notes: list[tuple[str, float, tracing.Attributes]] = []
 
     def __enter__(self) -> _Call:
         calls = self._calls
@@ -266,7 +280,7 @@ class _Call:
         self._span = calls._tracer.start_span(
             self._method,
             kind=trace.SpanKind.CLIENT,
-            attributes={telemetry.RPC_SYSTEM_NAME: "grpc", telemetry.RPC_METHOD: self._method},
+            attributes={semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: self._method},
         )
         carrier: dict[str, str] = {}
         propagate.inject(carrier, trace.set_span_in_context(self._span))
@@ -289,13 +303,46 @@ class _Call:
                 self._status = "CANCELLED"
             case _:
                 self._status = "UNKNOWN"
+        gone = isinstance(error, GeneratorExit)
+        wrong = self._status if error and not gone else ""
+        ended = calls._clock.monotonic()
         if self._span.is_recording():
-            self._span.set_attribute(telemetry.RPC_STATUS_CODE, self._status)
-            if error and not isinstance(error, GeneratorExit):
-                self._span.set_status(trace.StatusCode.ERROR, self._status)
+            self._span.set_attribute(semconv.RPC_STATUS_CODE, self._status)
+            if wrong:
+                self._span.set_attribute(semconv.ERROR_TYPE, wrong)
+                self._span.set_status(trace.StatusCode.ERROR, wrong)
+        elif calls._recorder and (wrong or self._notes or self.undecided):
+            self._tell(calls._recorder, ended, wrong)
         self._span.end()
-        took_s = calls._clock.monotonic() - self._started
-        calls._duration.record(took_s, {telemetry.RPC_METHOD: self._method, telemetry.RPC_STATUS_CODE: self._status})
+        calls._duration.record(
+            ended - self._started, {semconv.RPC_METHOD: self._method, semconv.RPC_STATUS_CODE: self._status}
+        )
+
+    def _tell(self, recorder: tracing.Recorder, ended: float, wrong: str) -> None:
+        """The span that was not recorded, since it turned out to be worth it."""
+        context, parent = self._span.get_span_context(), trace.get_current_span().get_span_context()
+        if not context.is_valid:
+            return
+        attributes: dict[str, str | int] = {
+            semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: self._method, semconv.RPC_STATUS_CODE: self._status,
+            semconv.ATTEMPT: self.attempts,
+            semconv.KEPT_FOR: "failed" if wrong else "retried" if self._notes else "deferred",
+        }  # fmt: skip
+        if wrong:
+            attributes[semconv.ERROR_TYPE] = wrong
+        within = parent.span_id if parent.trace_id == context.trace_id else 0
+        recorder.tell(
+            self._method, tracing.Place(context.trace_id, context.span_id), within, recorder.at(self._started),
+            recorder.at(ended), kind="client", attributes=attributes, error=wrong,
+            events=[(name, recorder.at(at), said) for name, at, said in self._notes],
+        )  # fmt: skip
+
+    def note(self, name: str, said: tracing.Attributes) -> None:
+        """Something that is not as it should be, for the span."""
+        if self._span.is_recording():
+            self._span.add_event(name, dict(said))
+        elif self._calls._recorder and len(self._notes) < NOTES_MAX:
+            self._notes.append((name, self._calls._clock.monotonic(), said))
 
     @property
     def left_s(self) -> float:
@@ -318,5 +365,12 @@ class _Call:
         """An attempt failed."""
         self.failures += 1
         self._status = failure.code
-        if self._span.is_recording():
-            self._span.add_event("attempt_failed", {telemetry.RPC_STATUS_CODE: failure.code, "attempt": self.attempts})
+        said: dict[str, str | int] = {semconv.RPC_STATUS_CODE: failure.code, semconv.ATTEMPT: self.attempts}
+        if failure.pushback_s is not None:
+            said["loanmesh.pushback_ms"] = round(failure.pushback_s * 1000)
+        self.note("attempt_failed", said)
+
+
+def _is_pending(response: Any) -> bool:
+    application = getattr(response, "application", None)
+    return application is not None and not application.HasField("decision")

@@ -12,6 +12,8 @@ SLICES = 4000
 """Into how many pieces a promotion is cut to look at its backlog."""
 AFTER_S_MAX = 24 * 3600.0
 """How long after the end a backlog is followed, seconds."""
+AFTER_SLICE_S = 0.5
+"""Pieces of the time after the end are at least so long: a day of the pieces of a short promotion would be too many."""
 PRECISION = 2e-3
 """How near a rate is found, as a share of it."""
 Rate = Callable[[float], float]
@@ -62,11 +64,13 @@ def source_bounds(promotion: Promotion, quotas: Mapping[str, float] | None = Non
     return {name: granted[name] / share for name, share in asked_shares(promotion).items() if share > 0}
 
 
-def wait_s(promotion: Promotion, scale: float, decides_a_second: float) -> float:
+def wait_s(promotion: Promotion, scale: float, decides_a_second: float, longest_s: float = math.inf) -> float:
     """Within which time 99 of 100 are decided at a steady rate of deciding, seconds; infinite where a backlog is left a
     day after the end.
 
     Of those that come from start to end. Urgent classes go first, so that it is the others that wait.
+
+    longest_s  what is longer than this need not be known: infinite then, as soon as that is clear.
     """
     length_s = promotion.length_s
     slice_s = length_s / SLICES
@@ -76,14 +80,22 @@ def wait_s(promotion: Promotion, scale: float, decides_a_second: float) -> float
     ]
     waiting = Waiting()
     waits: list[tuple[float, float]] = []
-    for number in range(SLICES + int(AFTER_S_MAX / slice_s)):
-        at_s = (number + 0.5) * slice_s
+    starts_s = came = late = 0.0
+    while starts_s < length_s + AFTER_S_MAX:
+        at_s = starts_s + slice_s / 2
         for priority, rate in rates:
             waiting.add(priority, at_s, rate(at_s) * slice_s)
+            came += rate(at_s) * slice_s if at_s < length_s else 0.0
         taken = waiting.take(decides_a_second * slice_s)
         waits += [(at_s - came_at, count) for came_at, count in taken if came_at < length_s]
-        if number >= SLICES and waiting.oldest_at_s(at_s) >= length_s:
-            return percentiles(waits)["p99"]
+        late += sum(count for came_at, count in taken if came_at < length_s and at_s - came_at > longest_s)
+        starts_s += slice_s
+        if starts_s >= length_s:
+            if late > 0.01 * came:
+                return math.inf
+            if waiting.oldest_at_s(starts_s) >= length_s:
+                return percentiles(waits)["p99"]
+            slice_s = max(slice_s, AFTER_SLICE_S)
     return math.inf
 
 
@@ -101,7 +113,7 @@ def rate_needed(promotion: Promotion, scale: float, within_s: float) -> float:
     low, high = low / 2, max(slices)
     while high - low > PRECISION * high:
         middle = (low + high) / 2
-        low, high = (low, middle) if wait_s(promotion, scale, middle) <= within_s else (middle, high)
+        low, high = (low, middle) if wait_s(promotion, scale, middle, within_s) <= within_s else (middle, high)
     return high
 
 

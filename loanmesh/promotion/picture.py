@@ -16,8 +16,12 @@ GREEN, ORANGE, GREY = "#0b6e4f", "#c1440e", "#999999"
 COLOURS = ("#0b6e4f", "#c1440e", "#8a6d3b", "#5b5b8c", "#777777")
 
 
+KINDS = (".svg", ".png", ".pdf")
+"""What a picture's name may end in."""
+
+
 def draw(path: Path, promotion: Promotion, replayed: Replayed) -> None:
-    """Write the picture, as SVG or whatever the name ends in; the same bytes for the same day. Raises OSError."""
+    """Write the picture, as what its name ends in; an SVG has the same bytes for the same day. Raises OSError."""
     # Here, not above: only a picture needs it, and it takes half a second to load.
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 EXPIRY_WARNING_SHARE = 0.25
@@ -60,11 +60,30 @@ class Material:
         """Seconds until the certificate expires; negative afterwards; None without a certificate."""
         return (self.expires_at - now).total_seconds() if self.expires_at else None
 
+    def left_share(self, now: dt.datetime) -> float | None:
+        """The share of its life that the certificate has left, negative afterwards; None without a certificate."""
+        if not self.expires_at or not self.valid_from:
+            return None
+        return (self.expires_at - now) / (self.expires_at - self.valid_from)
+
     def expires_soon(self, now: dt.datetime) -> bool:
         """Whether it is time to warn."""
-        if not self.expires_at or not self.valid_from:
-            return False
-        return self.expires_at - now < (self.expires_at - self.valid_from) * EXPIRY_WARNING_SHARE
+        share = self.left_share(now)
+        return share is not None and share < EXPIRY_WARNING_SHARE
+
+    def is_believed(self) -> bool:
+        """Whether one of our own CAs signed the certificate, or the last of those that stand behind it."""
+        last = x509.load_pem_x509_certificates(self.certificate_pem)[-1]
+        return any(is_signed_by(last, one) for one in x509.load_pem_x509_certificates(self.ca_pem))
+
+
+def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether the CA's key made the signature."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def read(files: Files) -> Material:
@@ -116,8 +135,9 @@ def _bytes(role: str, path: Path) -> bytes:
 
 
 def _certificates(role: str, path: Path) -> list[x509.Certificate]:
+    content = _bytes(role, path)
     try:
-        return x509.load_pem_x509_certificates(_bytes(role, path))
+        return x509.load_pem_x509_certificates(content)
     except ValueError as error:
         raise BadCertificate(role, path, "holds no certificate in PEM") from error
 
@@ -130,22 +150,25 @@ class Watched:
         self._files = files
         self._seen = self._stamp()
         self.material = read(files)
+        self._unsound: object = None
         self._complaint = ""
 
     def look(self) -> bool:
         """Whether they were replaced. Files that do not fit together, or cannot be read, change nothing: what was
-        sound stays in force, the cause is logged once, and the next look tries again."""
+        sound stays in force, and the next look tries again; where that finds them still the same, and not just caught
+        half-way, the cause is logged once."""
         stamp = self._stamp()
         if stamp == self._seen:
             return False
         try:
             material = read(self._files)
         except BadCertificate as error:
-            if self._complaint != str(error):
+            seen_before, self._unsound = self._unsound == stamp, stamp
+            if seen_before and self._complaint != str(error):
                 self._complaint = str(error)
                 log.warning("certificate_not_replaced", error_type="tls_bad_file", role=error.role, cause=str(error))
             return False
-        self._seen, self._complaint = stamp, ""
+        self._seen, self._unsound, self._complaint = stamp, None, ""
         replaced, self.material = material != self.material, material
         if replaced:
             log.info("certificate_replaced", identity=material.identity, expires_at=str(material.expires_at))

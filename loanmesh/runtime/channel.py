@@ -12,9 +12,9 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2  # noqa: F401  Registers the health service that healthCheckConfig calls.
-from opentelemetry import metrics, propagate, trace
+from opentelemetry import propagate, trace
 
-from loanmesh.runtime import deadline, telemetry
+from loanmesh.runtime import deadline, measures, semconv, telemetry, tracing
 from loanmesh.runtime.certificates import Files, Watched
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.handshake import Diagnosis
@@ -140,18 +140,19 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
         self._deadline_s = deadline_s
         self._diagnosis = diagnosis
         self._tracer = trace.get_tracer("loanmesh")
-        self._duration = metrics.get_meter("loanmesh").create_histogram(telemetry.CLIENT_DURATION, unit="s")
+        self._duration = telemetry.recorder(measures.CLIENT_CALL)
 
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         """Make the call within what time is left; a cancelled caller cancels the call."""
         method = details.method if isinstance(details.method, str) else details.method.decode()
         method = method.lstrip("/")
         started = self._clock.monotonic()
-        status = "OK"
+        status, cause = "OK", ""
+        parent = trace.get_current_span().get_span_context()
         with self._tracer.start_as_current_span(
             method,
             kind=trace.SpanKind.CLIENT,
-            attributes={telemetry.RPC_SYSTEM_NAME: "grpc", telemetry.RPC_METHOD: method},
+            attributes={semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: method},
             record_exception=False,
         ) as span:
             carrier: dict[str, str] = {}
@@ -170,7 +171,8 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
             except grpc.RpcError as error:
                 if isinstance(error, grpc.aio.AioRpcError):
                     status = error.code().name
-                    self._name_cause(span, error)
+                    if cause := self._cause(error):
+                        error.add_note(cause)
                 else:
                     status = "UNKNOWN"
                 raise
@@ -179,16 +181,37 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
                 call.cancel()
                 raise
             finally:
+                ended = self._clock.monotonic()
                 if span.is_recording():
-                    span.set_attribute(telemetry.RPC_STATUS_CODE, status)
+                    span.set_attribute(semconv.RPC_STATUS_CODE, status)
                     if status != "OK":
+                        span.set_attribute(semconv.ERROR_TYPE, cause or status)
                         span.set_status(trace.StatusCode.ERROR, status)
-                took_s = self._clock.monotonic() - started
-                self._duration.record(took_s, {telemetry.RPC_METHOD: method, telemetry.RPC_STATUS_CODE: status})
+                elif status != "OK" and (recorder := tracing.recorder()):
+                    _tell(recorder, method, span, parent, started, ended, status, cause)
+                self._duration(ended - started, {semconv.RPC_METHOD: method, semconv.RPC_STATUS_CODE: status})
 
-    def _name_cause(self, span: trace.Span, error: grpc.aio.AioRpcError) -> None:
+    def _cause(self, error: grpc.aio.AioRpcError) -> str:
         """Tell a bad certificate from a service that is away, in span and log."""
         if self._diagnosis is None or error.code() is not grpc.StatusCode.UNAVAILABLE:
-            return
-        if cause := self._diagnosis.note(error.details() or ""):
-            span.set_attribute(telemetry.ERROR_TYPE, cause)
+            return ""
+        return self._diagnosis.note(error.details() or "")
+
+
+def _tell(
+    recorder: tracing.Recorder,
+    method: str,
+    span: trace.Span,
+    parent: trace.SpanContext,
+    started: float,
+    ended: float,
+    status: str,
+    cause: str,
+) -> None:
+    """The span of a call that failed, though its trace was not recorded until now."""
+    context = span.get_span_context()
+    if context.is_valid:
+        attributes = {semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: method,
+                      semconv.RPC_STATUS_CODE: status, semconv.ERROR_TYPE: cause or status}  # fmt: skip
+        place = tracing.Place(context.trace_id, context.span_id)
+        recorder.tell_call(tracing.Call(method, "client", place, parent.span_id, started, ended, attributes, status))

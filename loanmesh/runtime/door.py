@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from opentelemetry import metrics
 
-from loanmesh.runtime import telemetry
+from loanmesh.runtime import semconv
 from loanmesh.runtime.authorisation import Authorisation
 from loanmesh.runtime.caller import STRANGER, Caller, of_certificate
 from loanmesh.runtime.clock import Clock
@@ -73,7 +73,7 @@ class Door:
         return self._tokens.caller(said[len(_BEARER) :].strip())
 
     def _denied(self, error: LoanmeshError, caller: Caller, method: str) -> None:
-        self._denials.add(1, {"reason": error.reason, telemetry.RPC_METHOD: method})
+        self._denials.add(1, {"reason": error.reason, semconv.RPC_METHOD: method})
         kind = (caller.path, method, error.reason)
         now = self._clock.monotonic()
         said_at, since = self._said.pop(kind, (float("-inf"), 0))

@@ -1,12 +1,14 @@
 """Why a connection over TLS does not come about, in words for whoever has to mend it.
 
-gRPC says it in its error's text where our side refuses. Where the other side refuses us, it only says that the socket
-closed: then one handshake of our own, which is shown the other's alert, finds the cause.
+gRPC says it in its error's text where our side refuses. Where the other side refuses us, its server sends no alert but
+hangs up, and all that gRPC says is that the socket closed: then a handshake of our own, and a look at our own
+certificate, find the cause.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import re
 import socket
 import ssl
@@ -14,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from loanmesh.runtime.certificates import Files
+from loanmesh.runtime.certificates import BadCertificate, Files, read
 from loanmesh.runtime.clock import Clock
 
 PROBE_S = 2.0
@@ -47,17 +49,7 @@ _IN_TEXT = (
     ("ls handshake failed", "tls_failed"),
     ("sl handshake failed", "tls_failed"),
 )
-_IN_ALERT = (
-    ("CERTIFICATE_REQUIRED", "tls_client_required"),
-    ("UNKNOWN_CA", "tls_client_untrusted"),
-    ("CERTIFICATE_EXPIRED", "tls_client_expired"),
-    ("WRONG_VERSION_NUMBER", "tls_server_plaintext"),
-    ("ALERT", "tls_client_refused"),
-)
-_AMBIGUOUS = "failed to connect to all addresses"
 _ADDRESS = re.compile(r"ipv[46]:(?:%5B)?([0-9a-fA-F.:]+?)(?:%5D)?:([0-9]+): Socket closed")
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-"""How HTTP/2 begins. Only what is read after it shows whether the server took our certificate (TLS 1.3)."""
 _UNVERIFIED_EXPIRY, _UNVERIFIED_NAME = (9, 10), (62, 64)
 log = structlog.get_logger()
 
@@ -65,6 +57,7 @@ log = structlog.get_logger()
 class Diagnosis:
     """Tells what is wrong with TLS towards one service.
 
+    service  the name that its certificate must state; empty: any.
     files  what we show and believe; None where we speak no TLS.
     """
 
@@ -82,13 +75,13 @@ class Diagnosis:
         if found := _in(_IN_TEXT, details):
             return found
         address = _ADDRESS.search(details)
-        if not address or _AMBIGUOUS not in details:
+        if not address:
             return ""
         where = (address[1], int(address[2]))
         asked_at, known = self._known.get(where, (float("-inf"), ""))
         if self._clock.monotonic() - asked_at < REMEMBERED_S:
             return known
-        found = await asyncio.to_thread(probe, *where, self._service, self._files)
+        found = await asyncio.to_thread(probe, *where, self._service, self._files, self._clock.now())
         self._known[where] = (self._clock.monotonic(), found)
         if len(self._known) > ADDRESSES_MAX:
             self._known.pop(next(iter(self._known)))
@@ -118,29 +111,43 @@ class Diagnosis:
         log.error("tls_failed", error_type=cause, dependency=self._service, cause=WORDS[cause], details=details[:300])
 
 
-def probe(host: str, port: int, service: str, files: Files | None) -> str:
+def probe(host: str, port: int, service: str, files: Files | None, now: dt.datetime) -> str:
     """What is wrong, found by a handshake of our own; empty where nothing is, or nobody answers. Blocks for up to
-    PROBE_S seconds."""
+    PROBE_S seconds a step."""
     try:
         with socket.create_connection((host, port), PROBE_S) as plain:
             if files is None:
-                with _believing_all().wrap_socket(plain, server_hostname=service):
+                with _believing_all().wrap_socket(plain, server_hostname=service or None):
                     return "tls_required"
-            with _showing(files).wrap_socket(plain, server_hostname=service) as secure:
-                secure.sendall(_HELLO)
-                secure.recv(1)
-                return ""
+            with _showing(files, named=bool(service)).wrap_socket(plain, server_hostname=service or None) as secure:
+                # Only what comes after the handshake shows whether the server took our certificate (TLS 1.3): the first
+                # frame of HTTP/2, or the end.
+                return "" if secure.recv(1) else _refusal(files, now)
     except ssl.SSLCertVerificationError as error:
         if error.verify_code in _UNVERIFIED_EXPIRY:
             return "tls_server_expired"
         return "tls_server_name" if error.verify_code in _UNVERIFIED_NAME else "tls_server_untrusted"
     except ssl.SSLError as error:
         if files is None:
-            # Whoever asks for our certificate speaks TLS, too; whoever talks nonsense does not.
-            return "tls_required" if "ALERT" in (error.reason or "") else ""
-        return _in(_IN_ALERT, error.reason or "") or "tls_failed"
+            return ""
+        if "EOF" in (error.reason or ""):
+            return _refusal(files, now)
+        return "tls_server_plaintext" if error.reason == "WRONG_VERSION_NUMBER" else "tls_failed"
     except OSError:
         return ""
+
+
+def _refusal(files: Files, now: dt.datetime) -> str:
+    """Why a server that we believe hangs up on us."""
+    if files.certificate is None:
+        return "tls_client_required"
+    try:
+        material = read(files)
+    except BadCertificate:
+        return "tls_client_refused"
+    if (material.left_s(now) or 0.0) <= 0:
+        return "tls_client_expired"
+    return "tls_client_refused" if material.is_believed() else "tls_client_untrusted"
 
 
 def service_at(host: str, port: int, files: Files) -> str:
@@ -148,8 +155,7 @@ def service_at(host: str, port: int, files: Files) -> str:
 
     For tools that are pointed at a process, whichever it is. Raises OSError, of which ssl.SSLError is one. Blocks.
     """
-    context = _showing(files)
-    context.check_hostname = False
+    context = _showing(files, named=False)
     with (
         socket.create_connection((host, port), PROBE_S) as plain,
         context.wrap_socket(plain) as secure,
@@ -158,8 +164,9 @@ def service_at(host: str, port: int, files: Files) -> str:
     return next((str(value) for kind, value in shown.get("subjectAltName", ()) if kind == "DNS"), "")
 
 
-def _showing(files: Files) -> ssl.SSLContext:
+def _showing(files: Files, *, named: bool) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(files.ca))
+    context.check_hostname = named
     if files.certificate:
         context.load_cert_chain(files.certificate, files.key)
     context.set_alpn_protocols(["h2"])

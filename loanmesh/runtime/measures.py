@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from loanmesh.runtime import semconv
+
 
 class Measure(NamedTuple):
     """A histogram. Bounds are upper bounds, in its unit."""
@@ -13,6 +15,10 @@ class Measure(NamedTuple):
     bounds: tuple[float, ...]
 
 
+SERVER_CALL = Measure(semconv.SERVER_DURATION, "s", semconv.DURATION_BOUNDS_S)
+"""A call from its beginning to its end, as the server sees it."""
+CLIENT_CALL = Measure(semconv.CLIENT_DURATION, "s", semconv.DURATION_BOUNDS_S)
+"""The same as the caller sees it."""
 DECISION = Measure(
     "loanmesh.decision.duration",
     "s",

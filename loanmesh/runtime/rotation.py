@@ -19,6 +19,7 @@ from loanmesh.runtime.clock import Clock
 CONNECT_WITHIN_S = 5.0
 """How long a new channel may take to connect before the old one, where that still works, is kept for a while."""
 log = structlog.get_logger()
+_Make = Callable[[grpc.aio.Channel], Any]
 Open = Callable[[grpc.ChannelCredentials], grpc.aio.Channel]
 
 
@@ -27,16 +28,15 @@ class _Generation:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
-        self._callables: dict[tuple[object, ...], Any] = {}
+        self._callables: dict[_Make, Any] = {}
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def call(self, kind: str, how: tuple[Any, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        key = (kind, *how)
-        if key not in self._callables:
-            self._callables[key] = getattr(self.channel, kind)(*how)
-        call = self._callables[key](*arguments, **options)
+    def call(self, make: _Make, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if make not in self._callables:
+            self._callables[make] = make(self.channel)
+        call = self._callables[make](*arguments, **options)
         self._calls += 1
         self._idle.clear()
         call.add_done_callback(self._ended)
@@ -67,6 +67,8 @@ class RotatingChannel(grpc.aio.Channel):
         self._reload_s = reload_s
         self._clock = clock
         self._now = _Generation(open_(credentials(watched)))
+        self.rotations = 0
+        """How often it was moved to a new channel."""
         self._watching: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -100,27 +102,27 @@ class RotatingChannel(grpc.aio.Channel):
         """Until the channel that takes new calls is connected."""
         await self._now.channel.channel_ready()
 
-    def unary_unary(self, *how: Any) -> Any:
+    def unary_unary(self, *how: Any, **named: Any) -> Any:
         """See grpc.aio.Channel."""
-        return self._callable("unary_unary", how)
+        return self._callable(lambda channel: channel.unary_unary(*how, **named))
 
-    def unary_stream(self, *how: Any) -> Any:
+    def unary_stream(self, *how: Any, **named: Any) -> Any:
         """See grpc.aio.Channel."""
-        return self._callable("unary_stream", how)
+        return self._callable(lambda channel: channel.unary_stream(*how, **named))
 
-    def stream_unary(self, *how: Any) -> Any:
+    def stream_unary(self, *how: Any, **named: Any) -> Any:
         """See grpc.aio.Channel."""
-        return self._callable("stream_unary", how)
+        return self._callable(lambda channel: channel.stream_unary(*how, **named))
 
-    def stream_stream(self, *how: Any) -> Any:
+    def stream_stream(self, *how: Any, **named: Any) -> Any:
         """See grpc.aio.Channel."""
-        return self._callable("stream_stream", how)
+        return self._callable(lambda channel: channel.stream_stream(*how, **named))
 
-    def _callable(self, kind: str, how: tuple[Any, ...]) -> Callable[..., Any]:
+    def _callable(self, make: _Make) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             if self._watching is None:
                 self._watching = asyncio.create_task(self._watch())
-            return self._now.call(kind, how, arguments, options)
+            return self._now.call(make, arguments, options)
 
         return call
 
@@ -140,6 +142,7 @@ class RotatingChannel(grpc.aio.Channel):
             await new.close()
             return False
         old, self._now = self._now, _Generation(new)
+        self.rotations += 1
         retiring = asyncio.create_task(old.retire())
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)

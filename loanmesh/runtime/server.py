@@ -18,15 +18,16 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
-from opentelemetry import metrics, propagate, trace
+from opentelemetry import propagate, trace
 
-from loanmesh.runtime import caller, deadline, ops, telemetry
+from loanmesh.runtime import caller, deadline, measures, ops, semconv, telemetry, tracing
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.door import Door
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
 from loanmesh.runtime.limits import server_options
 from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.profile import profiled
+from loanmesh.runtime.redaction import guard_outputs
 from loanmesh.runtime.setting_rules import refusing
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
@@ -37,6 +38,8 @@ from loanmesh.runtime.vitals import Vitals
 
 # A server span is an error only for these (OpenTelemetry RPC conventions): the others are the caller's doing.
 _SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+_SHED = "RESOURCE_EXHAUSTED"
+SLOW_CALL_S = 1.0
 BUDGET_S_MIN = 0.002
 """A call with less time left than this is not begun: its answer could not arrive in time, and others wait."""
 GC_THRESHOLDS = (10_000, 20, 50)
@@ -69,6 +72,7 @@ def run(name: str, settings_class: type[C], build: Callable[[C, Clock], Awaitabl
     settings = load(settings_class)
     owner = new_owner(name)
     telemetry.start_telemetry(name, owner, settings.telemetry)
+    guard_outputs()
     try:
         import uvloop
 
@@ -90,12 +94,16 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
         loop.add_signal_handler(number, stopping.set)
     end_with_supervisor(stopping.set)
     service = await build(settings, clock)
-    server = make_server(settings.server, clock, certificates.door() if certificates else None)
+    door = certificates.door() if certificates else None
+    server = make_server(settings.server, clock, door, settings.telemetry.slow_call_s)
     unregistered = cast(grpc.aio.Server, Unregistered(server))
     for add, servicer in service.registrations:
         add(servicer, unregistered)
     heartbeat = Heartbeat(clock, telemetry.observe(service.vitals))
-    add_OpsServiceServicer_to_server(ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat), unregistered)
+    add_OpsServiceServicer_to_server(
+        ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat, telemetry.histogram(measures.SERVER_CALL)),
+        unregistered,
+    )
     names = (*service.service_names, ops.SERVICE_NAME)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, unregistered)
@@ -143,13 +151,16 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
         await service.close()
 
 
-def make_server(settings: ServerSettings, clock: Clock, door: Door | None = None) -> grpc.aio.Server:
+def make_server(
+    settings: ServerSettings, clock: Clock, door: Door | None = None, slow_call_s: float = SLOW_CALL_S
+) -> grpc.aio.Server:
     """A server with our interceptor and limits, not yet listening.
 
     door  decides who may call what; None: callers are who they say, and may call all.
+    slow_call_s  from which duration on a call's span is kept, whether its trace is sampled or not.
     """
     return grpc.aio.server(
-        interceptors=[ServerInterceptor(clock, door)],
+        interceptors=[ServerInterceptor(clock, door, slow_call_s)],
         options=server_options(settings.limits, settings.max_message_mib, settings.max_connection_age_s),
     )
 
@@ -213,11 +224,12 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     """Caller, deadline, validation, trace, metrics and errors around every call of our own services; one place, one
     span."""
 
-    def __init__(self, clock: Clock, door: Door | None = None) -> None:
+    def __init__(self, clock: Clock, door: Door | None = None, slow_call_s: float = SLOW_CALL_S) -> None:
         self._clock = clock
         self._door = door
+        self._slow_call_s = slow_call_s
         self._tracer = trace.get_tracer("loanmesh")
-        self._duration = metrics.get_meter("loanmesh").create_histogram(telemetry.SERVER_DURATION, unit="s")
+        self._duration = telemetry.recorder(measures.SERVER_CALL)
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         """Wrap the handler; of health, reflection and the like only the caller is looked at."""
@@ -251,6 +263,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
         async def stream(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with _Call(self, method, carrier, context) as call:
+                call.may_take_s = float("inf")  # A stream lasts as long as its reader likes.
                 try:
                     async for response in behaviour(await call.checked(read, data), context):
                         yield response
@@ -324,6 +337,10 @@ class _Call:
         self._carrier = carrier
         self._context = context
         self._status = "OK"
+        self._told: dict[str, str] = {}
+        self._items: Sequence[Any] = ()
+        self.may_take_s = owner._slow_call_s
+        """Longer than this, seconds, is slow."""
 
     def __enter__(self) -> _Call:
         self._started = self._owner._clock.monotonic()
@@ -333,7 +350,8 @@ class _Call:
             self._method,
             context=propagate.extract(self._carrier),
             kind=trace.SpanKind.SERVER,
-            attributes={telemetry.RPC_SYSTEM_NAME: "grpc", telemetry.RPC_METHOD: self._method},
+            attributes={semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: self._method},
+            record_exception=False,
         )
         self._span = self._scope.__enter__()
         return self
@@ -341,15 +359,72 @@ class _Call:
     def __exit__(self, kind: Any, error: BaseException | None, trace_back: Any) -> None:
         if isinstance(error, asyncio.CancelledError):
             self._status = "CANCELLED"
+            if self._left_s is not None and (self._context.time_remaining() or 0.0) <= 0.0:
+                self._status = "DEADLINE_EXCEEDED"  # gRPC ends the handler when the caller's time is up.
+        ended = self._owner._clock.monotonic()
+        took_s = ended - self._started
+        wrong = self._status if self._status in _SERVER_FAULTS or self._status == _SHED else ""
+        recorder = tracing.recorder()
+        slow = took_s > self.may_take_s
+        if slow or wrong:
+            self._told[semconv.KEPT_FOR] = "shed" if wrong == _SHED else "failed" if wrong else "slow"
         if self._span.is_recording():
-            self._span.set_attribute(telemetry.RPC_STATUS_CODE, self._status)
+            self._span.set_attributes({semconv.RPC_STATUS_CODE: self._status, **self._told})
+            if wrong:
+                self._span.set_attribute(semconv.ERROR_TYPE, self._status)
             if self._status in _SERVER_FAULTS:
                 self._span.set_status(trace.StatusCode.ERROR, self._status)
+        elif recorder:
+            self._note(recorder, ended, wrong, keep=slow or bool(wrong))
+        if recorder and self._items:
+            self._tell_items(recorder, ended, wrong)
         self._scope.__exit__(None, None, None)
-        took_s = self._owner._clock.monotonic() - self._started
-        self._owner._duration.record(
-            took_s, {telemetry.RPC_METHOD: self._method, telemetry.RPC_STATUS_CODE: self._status}
+        self._owner._duration(took_s, {semconv.RPC_METHOD: self._method, semconv.RPC_STATUS_CODE: self._status})
+
+    def _note(self, recorder: tracing.Recorder, ended: float, wrong: str, keep: bool) -> None:
+        """Tell the span that was not recorded, where the call went wrong; else keep it for whoever may want it."""
+        context = self._span.get_span_context()
+        if not context.is_valid:
+            return
+        caller = tracing.place_of(self._carrier.get("traceparent", ""))
+        attributes = {semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: self._method,
+                      semconv.RPC_STATUS_CODE: self._status, **self._told}  # fmt: skip
+        if wrong:
+            attributes[semconv.ERROR_TYPE] = wrong
+        place = tracing.Place(context.trace_id, context.span_id)
+        recorder.ended(
+            tracing.Call(
+                self._method, "server", place, caller.span_id if caller else 0, self._started, ended, attributes, wrong
+            ),
+            keep,
         )
+
+    def _begin(self, request: Any) -> None:
+        """Note what the request says of how it wants to be followed."""
+        wait = getattr(request, "wait", None)
+        if wait is not None:
+            # A caller who asks to wait for a decision does not make the call slow by it.
+            self.may_take_s += wait.seconds + wait.nanos / 1e9
+        self._items = getattr(request, "items", ())
+
+    def _tell_items(self, recorder: tracing.Recorder, ended: float, wrong: str) -> None:
+        """The call as each followed item of a batch saw it, in the item's own trace."""
+        for item in self._items:
+            traceparent = getattr(item, "traceparent", "")
+            # Bureau tells of its items by itself, with what the sources did; but not of a call that broke.
+            if not traceparent or (not wrong and self._method.endswith("/GatherProfiles")):
+                continue
+            if at := tracing.place_of(traceparent):
+                attributes = {
+                    semconv.APPLICATION_ID: tracing.application_of(item.key), semconv.RPC_SYSTEM_NAME: "grpc",
+                    semconv.RPC_METHOD: self._method, semconv.RPC_STATUS_CODE: self._status, **self._told,
+                }  # fmt: skip
+                if wrong:
+                    attributes[semconv.ERROR_TYPE] = wrong
+                recorder.tell(
+                    self._method, tracing.Place(at.trace_id, recorder.new_id()), at.span_id,
+                    recorder.at(self._started), recorder.at(ended), kind="server", attributes=attributes, error=wrong,
+                )  # fmt: skip
 
     async def checked(self, read: Callable[[bytes], Any], data: bytes) -> Any:
         """The request. Refuses who may not call, what comes too late to be answered, and what breaks the contract's
@@ -359,6 +434,7 @@ class _Call:
         caller.note(who)
         if self._left_s is not None and self._left_s < BUDGET_S_MIN:
             self._status = "DEADLINE_EXCEEDED"
+            self._told = {semconv.REASON: "DEADLINE_PASSED"}
             await self._context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was begun"
             )
@@ -369,11 +445,16 @@ class _Call:
             raise InvalidRequest(*found)
         if door and who:
             door.check_lender(who, self._method, request)
+        self._begin(request)
         return request
 
     async def refuse(self, error: LoanmeshError) -> None:
         """Answer one of our own errors with its status and details."""
         self._status = status_code(error).name
+        self._told = {semconv.REASON: error.reason}
+        if isinstance(error, NotNow):
+            # What a caller did wrong may quote the caller; what is wrong with us does not.
+            self._told[semconv.CAUSE] = tracing.short(str(error))
         trailing: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", item_status(error).SerializeToString())]
         if isinstance(error, NotNow):
             trailing.append(("grpc-retry-pushback-ms", str(int(error.retry_s * 1000))))
@@ -387,5 +468,6 @@ class _Call:
     async def bug(self, error: Exception) -> None:
         """Log what nobody expected, once, and answer without inner text."""
         self._status = "INTERNAL"
+        self._told = {semconv.EXCEPTION_TYPE: type(error).__name__}
         log.error("call_failed", rpc_method=self._method, error_type=type(error).__name__, exc_info=error)
         await self._context.abort(grpc.StatusCode.INTERNAL, "internal error; the trace id leads to its cause")

@@ -51,6 +51,18 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
     limits: LimitSettings = LimitSettings()
 
 
+class PrivacySettings(BaseModel, frozen=True, extra="forbid"):
+    """Keys to what is stored of persons and firms, and how passes over it go."""
+
+    keys_file: str
+    """JSON file of keys, for its owner alone; in a cluster a mounted Secret. Re-read when it changes.
+    `loanmesh keys new FILE` makes one, `loanmesh keys rotate FILE` adds newer keys."""
+    pass_every_s: Annotated[float, Field(gt=0)] = 60.0
+    """How often to look for what is to be sealed anew or erased."""
+    pass_rows: Annotated[int, Field(ge=1, le=1000)] = 100
+    """Rows a transaction of such a pass; between two of them it rests, so that it takes a tenth of the time at most."""
+
+
 class TlsSettings(BaseModel, frozen=True, extra="forbid"):
     """Who a service is to others, and whom it believes. Files are read again when they change."""
 
@@ -93,11 +105,22 @@ class TelemetrySettings(BaseModel, frozen=True, extra="forbid"):
     """Where traces, metrics and logs go."""
 
     otlp_endpoint: Annotated[
-        str, Must("HOST:PORT or http://HOST:PORT, or empty", lambda v: not v or is_host_port(v) or is_http(v))
+        str,
+        Must(
+            "HOST:PORT or http://HOST:PORT, several with commas, or empty",
+            lambda v: not v or all(is_host_port(one.strip()) or is_http(one.strip()) for one in v.split(",")),
+        ),
     ] = ""
-    """OTLP/gRPC endpoint, e.g. `127.0.0.1:4317`. Empty: nothing is exported."""
+    """OTLP/gRPC endpoints, e.g. `127.0.0.1:4317`; all get everything. Empty: what OTEL_EXPORTER_OTLP_ENDPOINT names,
+    else nothing is exported."""
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of new traces that are recorded; a caller's own choice is followed."""
+    """Share of new traces that are recorded though nothing is wrong; a caller's own choice is followed."""
+    slow_s: Annotated[float, Field(gt=0)] = 2.0
+    """From which age on, seconds, a decision is late; its application is then traced in full."""
+    slow_call_s: Annotated[float, Field(gt=0)] = 1.0
+    """From which duration on, seconds, a call is slow and its span kept. Waits that were asked for do not count."""
+    metrics_every_s: Annotated[float, Field(ge=1)] = 15.0
+    """How often metrics are sent, seconds."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""
 

@@ -1,15 +1,19 @@
-"""Logs, traces and metrics: how they leave the process, and the names they go by.
+"""Logs, traces and metrics: how they leave the process. The names they go by stand in `semconv.py`.
 
-Names follow the OpenTelemetry RPC conventions that are stable since 1.45; the Python constants are older.
+Everything goes out over OTLP/gRPC from threads with bounded queues: a collector that is slow or away costs what it
+would have been told, and nothing else.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import random
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 from opentelemetry import metrics, trace
@@ -22,32 +26,49 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
+from loanmesh.runtime import semconv, tracing
 from loanmesh.runtime.breaker import State
+from loanmesh.runtime.clock import SystemClock, new_owner
+from loanmesh.runtime.histogram import Exporting, Histogram
 from loanmesh.runtime.measures import Measure
+from loanmesh.runtime.redaction import redact
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk._logs import LoggerProvider
+
     from loanmesh.runtime.settings import TelemetrySettings
     from loanmesh.runtime.vitals import Vitals
 
-RPC_SYSTEM_NAME = "rpc.system.name"
-RPC_METHOD = "rpc.method"
-RPC_STATUS_CODE = "rpc.status_code"
-ERROR_TYPE = "error.type"
-SERVER_DURATION = "rpc.server.call.duration"
-CLIENT_DURATION = "rpc.client.call.duration"
-LOOP_LAG = "loanmesh.loop.lag"
-DURATION_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+SPANS_WAITING_MAX = 20_000
+"""Spans that wait for the exporter; beyond, the oldest are dropped. A few seconds of an outage at full load."""
+EXPORT_S_MAX = 3.0
+"""How long one export may take before it counts as failed."""
+STOP_S_MAX = 2.0
+"""How long a process that ends waits for what it still has to send."""
+_LOGS_WAITING_MAX = 2_000
+_logs: LoggerProvider | None = None
+_instance = ""
+_histograms: dict[str, Histogram] = {}
 
 
 def start_telemetry(service: str, owner: str, settings: TelemetrySettings) -> None:
-    """Set up logs on stderr as JSON lines, and traces and metrics towards the OTLP endpoint where one is set."""
+    """Set up logs on stderr as JSON lines, and logs, traces and metrics towards the OTLP endpoints where some are set.
+
+    owner  names the process; what it tells is told under this name.
+    """
+    global _instance
+    _instance = owner
+    # A user's own OTEL_* variable counts where nothing is set for us.
+    endpoints = settings.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             _add_trace_id,
+            *([_send] if endpoints else []),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            redact,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
@@ -55,23 +76,53 @@ def start_telemetry(service: str, owner: str, settings: TelemetrySettings) -> No
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
-    resource = Resource.create({"service.name": service, "service.instance.id": owner, "service.namespace": "loanmesh"})
     # Without an endpoint no provider is set: the API then costs next to nothing, and context still travels.
-    if settings.otlp_endpoint:
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    if endpoints:
+        _export(service, owner, [one.strip() for one in endpoints.split(",")], settings)
 
-        sampler = ParentBased(TraceIdRatioBased(settings.sample_ratio))
-        provider = TracerProvider(resource=resource, sampler=sampler)
-        exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=True)
-        provider.add_span_processor(BatchSpanProcessor(exporter))
-        trace.set_tracer_provider(provider)
-        reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=settings.otlp_endpoint, insecure=True))
-        bounds = ExplicitBucketHistogramAggregation(DURATION_BOUNDS_S)
-        views = [
-            View(instrument_name=name, aggregation=bounds) for name in (SERVER_DURATION, CLIENT_DURATION, LOOP_LAG)
-        ]
-        metrics.set_meter_provider(MeterProvider([reader], resource=resource, views=views))
+
+def _export(service: str, owner: str, endpoints: list[str], settings: TelemetrySettings) -> None:
+    from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+
+    # The SDK complains of each export that fails on the root logger's last resort, with a stack trace.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    resource = Resource.create({"service.name": service, "service.instance.id": owner, "service.namespace": "loanmesh"})
+    to: list[dict[str, Any]] = [{"endpoint": one, "insecure": True, "timeout": EXPORT_S_MAX} for one in endpoints]
+    provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(settings.sample_ratio)))
+    for where in to:
+        exporter = OTLPSpanExporter(**where)
+        provider.add_span_processor(
+            BatchSpanProcessor(exporter, max_queue_size=SPANS_WAITING_MAX, schedule_delay_millis=1000)
+        )
+    trace.set_tracer_provider(provider)
+    clock = SystemClock()
+    tracing.start(tracing.Recorder(provider, clock, random.Random()))
+    readers = [
+        PeriodicExportingMetricReader(
+            Exporting(OTLPMetricExporter(**where), _histograms.values()),
+            settings.metrics_every_s * 1000,
+            EXPORT_S_MAX * 1000,
+        )
+        for where in to
+    ]
+    bounds = ExplicitBucketHistogramAggregation(semconv.DURATION_BOUNDS_S)
+    views = [View(instrument_name=semconv.LOOP_LAG, aggregation=bounds)]
+    metrics.set_meter_provider(MeterProvider(readers, resource=resource, views=views))
+    global _logs
+    _logs = LoggerProvider(resource)
+    for where in to:
+        _logs.add_log_record_processor(
+            BatchLogRecordProcessor(OTLPLogExporter(**where), 1000, max_queue_size=_LOGS_WAITING_MAX)
+        )
+
+
+def instance(service: str) -> str:
+    """The name of this process, the same in leases, spans and logs; a new one where telemetry was not begun."""
+    return _instance or new_owner(service)
 
 
 class _Log:
@@ -90,11 +141,14 @@ class _Log:
 
 
 def recorder(measure: Measure) -> Callable[[float, Mapping[str, str]], None]:
-    """Records what is distributed, with what it is recorded by; nothing where nothing is exported."""
-    made = metrics.get_meter("loanmesh").create_histogram(
-        measure.name, unit=measure.unit, explicit_bucket_boundaries_advisory=measure.bounds
-    )
-    return made.record
+    """Records what is distributed, with what it is recorded by; one a measure and process."""
+    return histogram(measure).record
+
+
+def histogram(measure: Measure) -> Histogram:
+    """The process's one histogram of a measure."""
+    clock = SystemClock()
+    return _histograms.setdefault(measure.name, Histogram(measure, lambda: int(clock.now().timestamp() * 1e9)))
 
 
 def observe(vitals: Vitals) -> Callable[[float], None]:
@@ -110,28 +164,27 @@ def observe(vitals: Vitals) -> Callable[[float], None]:
 
         getattr(meter, f"create_observable_{kind}")(name, [callback], unit=unit)
 
-    show("up_down_counter", "loanmesh.breaker.state", "{breaker}", _breaker_states)
-    show("counter", "loanmesh.breaker.changes", "{change}", _breaker_changes)
-    show("counter", "loanmesh.dependency.calls", "{call}", _calls)
-    show("up_down_counter", "loanmesh.bulkhead.in_use", "{call}", lambda v: _each(v, "in_use"))
-    show("up_down_counter", "loanmesh.bulkhead.waiting", "{call}", lambda v: _each(v, "waiting"))
-    show("up_down_counter", "loanmesh.queue.length", "{entry}", _queues)
-    show("gauge", "loanmesh.backlog", "{application}", _backlog)
-    show("gauge", "loanmesh.backlog.age", "s", lambda v: _standing(v, "backlog_age_s"))
-    show("gauge", "loanmesh.pending.age", "s", lambda v: _standing(v, "pending_age_s"))
-    show("gauge", "loanmesh.applications.unowned", "{application}", lambda v: _standing(v, "unowned"))
-    show("counter", "loanmesh.applications.offered", "{application}", lambda v: _tally(v.offered, "loanmesh.priority"))
-    show(
-        "counter", "loanmesh.applications.accepted", "{application}", lambda v: _tally(v.accepted, "loanmesh.priority")
-    )
-    show("counter", "loanmesh.decisions", "{decision}", _decisions)
-    show("counter", "loanmesh.source.reports", "{report}", _source_reports)
-    show("counter", "loanmesh.source.spend", "{fen}", _source_spend)
-    show("gauge", "loanmesh.source.observed", "s", _source_observed)
-    show("counter", "loanmesh.degradations", "{decision}", lambda v: _tally(v.degradations, "loanmesh.step"))
-    show("counter", "loanmesh.applications.parked", "{application}", lambda v: _tally(v.parked, "loanmesh.stage"))
-    show("up_down_counter", "loanmesh.degradation.in_force", "{step}", _steps)
-    return meter.create_histogram(LOOP_LAG, unit="s").record
+    show("up_down_counter", semconv.BREAKER_STATE, "{breaker}", _breaker_states)
+    show("counter", semconv.BREAKER_CHANGES, "{change}", _breaker_changes)
+    show("counter", semconv.DEPENDENCY_CALLS, "{call}", _calls)
+    show("up_down_counter", semconv.BULKHEAD_IN_USE, "{call}", lambda v: _each(v, "in_use"))
+    show("up_down_counter", semconv.BULKHEAD_WAITING, "{call}", lambda v: _each(v, "waiting"))
+    show("up_down_counter", semconv.QUEUE_LENGTH, "{entry}", _queues)
+    show("gauge", semconv.BACKLOG, "{application}", _backlog)
+    show("gauge", semconv.BACKLOG_AGE, "s", lambda v: _standing(v, "backlog_age_s"))
+    show("gauge", semconv.PENDING_AGE, "s", lambda v: _standing(v, "pending_age_s"))
+    show("gauge", semconv.UNOWNED, "{application}", lambda v: _standing(v, "unowned"))
+    show("gauge", semconv.PARKED_NOW, "{application}", lambda v: _standing(v, "parked"))
+    show("counter", semconv.OFFERED, "{application}", lambda v: _tally(v.offered, "loanmesh.priority"))
+    show("counter", semconv.ACCEPTED, "{application}", lambda v: _tally(v.accepted, "loanmesh.priority"))
+    show("counter", semconv.DECISIONS, "{decision}", _decisions)
+    show("counter", semconv.SOURCE_REPORTS, "{report}", _source_reports)
+    show("counter", semconv.SOURCE_SPEND, "{fen}", _source_spend)
+    show("gauge", semconv.SOURCE_OBSERVED, "s", _source_observed)
+    show("counter", semconv.DEGRADED, "{decision}", lambda v: _tally(v.degradations, "loanmesh.step"))
+    show("counter", semconv.PARKED, "{application}", lambda v: _tally(v.parked, "loanmesh.stage"))
+    show("up_down_counter", semconv.DEGRADATION_IN_FORCE, "{step}", _steps)
+    return meter.create_histogram(semconv.LOOP_LAG, unit="s").record
 
 
 def _breaker_states(vitals: Vitals) -> Iterator[Observation]:
@@ -211,14 +264,47 @@ def _steps(vitals: Vitals) -> Iterator[Observation]:
 
 
 def stop_telemetry() -> None:
-    """Send what is still held back."""
-    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
-        if isinstance(provider, TracerProvider | MeterProvider):
-            provider.shutdown()
+    """Send what is still held back; a collector that does not take it holds up nobody for longer than two seconds."""
+
+    def stop() -> None:
+        for provider in (trace.get_tracer_provider(), metrics.get_meter_provider(), _logs):
+            shutdown = getattr(provider, "shutdown", None)  # The API's own providers have none.
+            if shutdown:
+                shutdown()
+
+    stopping = threading.Thread(target=stop, name="stop-telemetry", daemon=True)
+    stopping.start()
+    stopping.join(STOP_S_MAX)
+    tracing.start(None)
 
 
 def _add_trace_id(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
-        event["trace_id"] = f"{context.trace_id:032x}"
+        event.setdefault("trace_id", f"{context.trace_id:032x}")
+    return event
+
+
+_SEVERITIES = {"debug": 5, "info": 9, "warning": 13, "error": 17, "critical": 21}
+
+
+def _send(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Over OTLP too: the event's word as the body, what it says as attributes, an error by its type alone."""
+    if _logs is not None:
+        from opentelemetry._logs import SeverityNumber
+
+        level = str(event.get("level", "info"))
+        said = {k: v if isinstance(v, str | int | float | bool) else str(v)
+                for k, v in event.items() if k not in ("event", "level", "exc_info", "service")}  # fmt: skip
+        error = event.get("exc_info")
+        if isinstance(error, BaseException):
+            said[semconv.EXCEPTION_TYPE] = type(error).__name__
+        _logs.get_logger("loanmesh").emit(
+            observed_timestamp=None,
+            severity_number=SeverityNumber(_SEVERITIES.get(level, 9)),
+            severity_text=level,
+            body=str(event.get("event", "")),
+            attributes=said,
+            event_name=str(event.get("event", "")),
+        )
     return event

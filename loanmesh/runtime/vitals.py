@@ -42,6 +42,8 @@ class Standing(NamedTuple):
     """How long ago the oldest application that waits for us alone was acknowledged; 0: none does."""
     unowned: int
     """Applications that are due, and whose owner let its lease end longer than a poll ago: nobody took them over."""
+    parked: int
+    """Applications set aside until a person has looked."""
 
 
 @dataclass

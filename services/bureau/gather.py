@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
 from lending.bureau.v1.bureau_service_pb2 import CreditProfile, GatherProfilesRequest, SourceReport
 from lending.type.v1.party_pb2 import Identity, Party
 
 from loanmesh.runtime.clock import Clock
-from loanmesh.runtime.consent import has_consent
+from loanmesh.runtime.consent import consented
 from loanmesh.runtime.guard import Guard, Refused, Verdict
 from loanmesh.runtime.vitals import SourceFigures
 from services.bureau.brownout import Brownout
 from services.bureau.freshness import is_fresh, is_usable
 from services.bureau.profile import Answer, Missing, report
 from services.bureau.sources import PartyKind, Source
+from services.bureau.trail import Follow, Trail, current
 
 _VERDICTS = {
     "timeout": Verdict.ILL, "unavailable": Verdict.ILL, "garbage": Verdict.ILL, "overloaded": Verdict.BUSY,
@@ -29,6 +31,7 @@ _STATES = {
     number: name.removeprefix("STATE_").lower() for name, number in SourceReport.State.items()
 }  # fmt: skip
 """Words for the states of a report, as metrics have them."""
+_IDENTITY_KINDS = {number: name.removeprefix("KIND_").lower() for name, number in Identity.Kind.items()}
 log = structlog.get_logger()
 Key = tuple[str, str, str]
 """(lender, hash of the subject, source)."""
@@ -61,9 +64,10 @@ class Cache(Protocol):
 class Gatherer:
     """Gathers profiles. Two askers of the same fact share one query, also across calls.
 
-    subject_hash  keyed hash of an identity number: the cache holds no numbers.
+    subject_hash  keyed hash of (lender, identity number): the cache holds no numbers.
     guards        one a source.
     brownouts     what is left out while a source is overloaded; a source without one is always asked.
+    follow        told of each batch when it is gathered.
     figures       one a source: what became of asking it.
     """
 
@@ -73,12 +77,13 @@ class Gatherer:
         wire: Wire,
         cache: Cache,
         clock: Clock,
-        subject_hash: Callable[[str], str],
+        subject_hash: Callable[[str, str], str],
         *,
         guards: Mapping[str, Guard],
         budget_s: float,
         retry_s: float,
         brownouts: Mapping[str, Brownout] | None = None,
+        follow: Follow | None = None,
         figures: Mapping[str, SourceFigures] | None = None,
     ) -> None:
         self._sources = sources
@@ -90,11 +95,14 @@ class Gatherer:
         self._budget_s = budget_s
         self._retry_s = retry_s
         self._brownouts = brownouts or {}
+        self._follow = follow
         self.figures = figures or {source: SourceFigures() for source in sources}
         self._under_way: dict[Key, asyncio.Task[Answer | Missing]] = {}
+        self._trails: dict[Key, Trail] = {}
 
     async def gather(self, items: Sequence[GatherProfilesRequest.Item]) -> list[CreditProfile]:
         """One profile an item, in order, within the budget."""
+        began = self._clock.monotonic()
         now = self._clock.now()
         wanted = [self._wanted(item, now) for item in items]
         cached = await self._cache.get([key for keys in wanted for key in keys])
@@ -102,16 +110,24 @@ class Gatherer:
         tasks: dict[Key, asyncio.Task[Answer | Missing]] = {}
         spared: dict[Key, str] = {}
         for item, keys in zip(items, wanted, strict=True):
+            subject = _subject(item.party)
             for key in keys:
                 if key in cached and is_fresh(cached[key].observed_at, self._sources[key[2]], now_s):
                     continue
                 if step := self._step(key, cached, now_s):
                     spared[key] = step
                 else:
-                    tasks[key] = self._fetch(key, _subject(item.party))
+                    tasks[key] = self._fetch(key, subject)
+        trails = {key: self._trails[key] for key in tasks}
         if tasks:
             await asyncio.wait(tasks.values(), timeout=self._budget_s)
-        return [self._profile(item, keys, cached, tasks, spared) for item, keys in zip(items, wanted, strict=True)]
+        gathered_at = Timestamp()
+        gathered_at.FromDatetime(ended := self._clock.now())
+        reports = [self._reports(keys, cached, tasks, spared, ended.timestamp()) for keys in wanted]
+        profiles = [CreditProfile(reports=each, gather_time=gathered_at) for each in reports]
+        if self._follow:
+            self._follow(items, profiles, [[trails[key] for key in keys if key in trails] for keys in wanted], began)
+        return profiles
 
     async def close(self) -> None:
         """Give up the queries under way."""
@@ -121,12 +137,9 @@ class Gatherer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _wanted(self, item: GatherProfilesRequest.Item, now: dt.datetime) -> list[Key]:
-        subject = self._hash(item.party.identity.value)
-        return [
-            (item.lender, subject, source)
-            for source in self._sources
-            if has_consent(item.consents, item.party, source, now)
-        ]
+        subject = self._hash(item.lender, item.party.identity.value)
+        may_ask = consented(item.consents, item.party, now)
+        return [(item.lender, subject, source) for source in self._sources if source in may_ask]
 
     def _step(self, key: Key, cached: Mapping[Key, Answer], now_s: float) -> str:
         """The degradation step because of which the source is not asked; empty: ask.
@@ -142,18 +155,28 @@ class Gatherer:
 
     def _fetch(self, key: Key, subject: Subject) -> asyncio.Task[Answer | Missing]:
         if key not in self._under_way:
-            task = asyncio.create_task(self._ask(key, subject))
+            trail = self._trails[key] = Trail(key[2], self._clock.monotonic())
+            task = asyncio.create_task(self._ask(key, subject, trail))
             self._under_way[key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+            task.add_done_callback(lambda _: self._ended(key))
         return self._under_way[key]
 
-    async def _ask(self, key: Key, subject: Subject) -> Answer | Missing:
-        source = self._sources[key[2]]
+    def _ended(self, key: Key) -> None:
+        del self._under_way[key], self._trails[key]
+
+    async def _ask(self, key: Key, subject: Subject, trail: Trail) -> Answer | Missing:
+        source, guard = self._sources[key[2]], self._guards[key[2]]
+        current.set(trail)
         try:
-            said = await self._guards[source.id].call(lambda: self._wire.ask(source, subject), _verdict)
+            said = await guard.call(lambda: self._wire.ask(source, subject), _verdict)
         except Refused as refused:
+            trail.cause = refused.cause
+            trail.detail = guard.breaker.cause if refused.cause == "breaker_open" else ""
             return self._missing(refused.cause, refused.retry_s)
+        finally:
+            trail.ended = self._clock.monotonic()
         if not isinstance(said, Answer):
+            trail.cause = said
             return self._missing(said)
         self.figures[source.id].answered += 1
         await self._cache.put(key, said)
@@ -162,28 +185,26 @@ class Gatherer:
     def _missing(self, cause: str, retry_in_s: float = 0.0) -> Missing:
         return Missing(cause, self._clock.now().timestamp() + max(self._retry_s, retry_in_s))
 
-    def _profile(
+    def _reports(
         self,
-        item: GatherProfilesRequest.Item,
         keys: Sequence[Key],
         cached: Mapping[Key, Answer],
         tasks: Mapping[Key, asyncio.Task[Answer | Missing]],
         spared: Mapping[Key, str],
-    ) -> CreditProfile:
-        now = self._clock.now()
+        now_s: float,
+    ) -> list[SourceReport]:
         by_source = {key[2]: key for key in keys}
-        profile = CreditProfile()
-        profile.gather_time.FromDatetime(now)
+        reports = []
         for source in self._sources.values():
             key = by_source.get(source.id)
-            said = None if key is None else self._said(key, source, cached, tasks, now.timestamp())
-            made = report(source, said, now.timestamp(), spared.get(key, "") if key else "")
+            said = None if key is None else self._said(key, source, cached, tasks, now_s)
+            made = report(source, said, now_s, spared.get(key, "") if key else "")
             figures = self.figures[source.id]
             figures.reports[_STATES[made.state]] += 1
             if isinstance(said, Answer):
                 figures.used(said.observed_at)
-            profile.reports.append(made)
-        return profile
+            reports.append(made)
+        return reports
 
     def _said(
         self,
@@ -193,11 +214,13 @@ class Gatherer:
         tasks: Mapping[Key, asyncio.Task[Answer | Missing]],
         now_s: float,
     ) -> Answer | Missing:
-        task = tasks.get(key)
-        fetched = self._outcome(task) if task else self._missing("skipped")
-        if isinstance(fetched, Missing) and key in cached and is_usable(cached[key].observed_at, source, now_s):
-            return cached[key]
-        return fetched
+        fetched = self._outcome(tasks[key]) if key in tasks else None
+        if isinstance(fetched, Answer):
+            return fetched
+        known = cached.get(key)
+        if known and is_usable(known.observed_at, source, now_s):
+            return known
+        return fetched or self._missing("skipped")
 
     def _outcome(self, task: asyncio.Task[Answer | Missing]) -> Answer | Missing:
         if not task.done():
@@ -216,5 +239,5 @@ def _verdict(said: Answer | str) -> Verdict:
 
 
 def _subject(party: Party) -> Subject:
-    kind = Identity.Kind.Name(party.identity.kind).removeprefix("KIND_").lower()
-    return Subject("person" if party.kind == Party.KIND_PERSON else "firm", kind, party.identity.value)
+    kind: PartyKind = "person" if party.kind == Party.KIND_PERSON else "firm"
+    return Subject(kind, _IDENTITY_KINDS[party.identity.kind], party.identity.value)

@@ -25,23 +25,9 @@ class Answer:
     fetched_at: float
 
     @cached_property
-    def stated(self) -> SourceReport:
-        """What never changes of its report; made once, as an answer in the cache is told many times."""
-        made = SourceReport()
-        made.observed_time.FromMicroseconds(int(self.observed_at * 1e6))
-        made.fetched_time.FromMicroseconds(int(self.fetched_at * 1e6))
-        for name, value in self.facts.items():
-            attribute = made.attributes.add(name=name)
-            match value:
-                case bool():
-                    attribute.value.flag = value
-                case int():
-                    attribute.value.integer = value
-                case float():
-                    attribute.value.number = value
-                case _:
-                    attribute.value.text = str(value)
-        return made
+    def told(self) -> dict[SourceReport.State.ValueType, SourceReport]:
+        """Its report in each state it was told in: made once, as an answer in the cache is told many times."""
+        return {}
 
     def to_json(self) -> str:
         """As stored."""
@@ -62,7 +48,7 @@ class Missing:
 
 
 def report(source: Source, answer: Answer | Missing | None, now_s: float, degradation: str = "") -> SourceReport:
-    """The report of one source; None stands for no consent.
+    """The report of one source, to be copied before it is changed; None stands for no consent.
 
     degradation  the step because of which the source was not asked.
     """
@@ -73,12 +59,33 @@ def report(source: Source, answer: Answer | Missing | None, now_s: float, degrad
         missing.degradation = degradation
         missing.retry_time.FromMicroseconds(int(answer.retry_at * 1e6))
         return missing
-    fresh = is_fresh(answer.observed_at, source, now_s)
     state = SourceReport.STATE_STALE
-    if fresh:
+    if is_fresh(answer.observed_at, source, now_s):
         state = SourceReport.STATE_FRESH if answer.found else SourceReport.STATE_NOT_FOUND
+    if state not in answer.told:
+        answer.told[state] = _told(source, answer, state)
+    if not degradation:
+        return answer.told[state]
     made = SourceReport()
-    made.CopyFrom(answer.stated)
-    made.source, made.state, made.degradation = source.id, state, degradation
+    made.CopyFrom(answer.told[state])
+    made.degradation = degradation
+    return made
+
+
+def _told(source: Source, answer: Answer, state: SourceReport.State.ValueType) -> SourceReport:
+    made = SourceReport(source=source.id, state=state)
+    made.observed_time.FromMicroseconds(int(answer.observed_at * 1e6))
+    made.fetched_time.FromMicroseconds(int(answer.fetched_at * 1e6))
     made.usable_until_time.FromMicroseconds(int(fresh_until(answer.observed_at, source) * 1e6))
+    for name, value in answer.facts.items():
+        attribute = made.attributes.add(name=name)
+        match value:
+            case bool():
+                attribute.value.flag = value
+            case int():
+                attribute.value.integer = value
+            case float():
+                attribute.value.number = value
+            case _:
+                attribute.value.text = str(value)
     return made

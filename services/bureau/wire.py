@@ -15,6 +15,7 @@ from services.bureau.gather import Subject
 from services.bureau.http import Http
 from services.bureau.profile import Answer
 from services.bureau.sources import Garbage, Source
+from services.bureau.trail import Trail, Try, current
 
 RETRY_WITHIN_S = 0.05
 """How long at most before the one more try for a broken connection or a 5xx: at random, so that many do not come as
@@ -59,14 +60,28 @@ class HttpWire:
 
     async def _retrying(self, source: Source, subject: Subject) -> Answer | str:
         try:
-            return await self._once(source, subject)
+            return await self._noted(source, subject)
         except (aiohttp.ClientConnectionError, _Down):
             await self._clock.sleep(self._dice.uniform(0, RETRY_WITHIN_S))
+            return await self._noted(source, subject)
+
+    async def _noted(self, source: Source, subject: Subject) -> Answer | str:
+        """One try, with a note of how it went on the query's trail."""
+        trail = current.get() or Trail(source.id, 0.0)
+        began, error, trail.status = self._clock.monotonic(), "", 0
+        try:
             return await self._once(source, subject)
+        except BaseException as raised:
+            error = type(raised).__name__.lstrip("_")
+            raise
+        finally:
+            trail.tries.append(Try(began, self._clock.monotonic(), trail.status, error))
 
     async def _once(self, source: Source, subject: Subject) -> Answer | str:
         asked = json.dumps({"kind": subject.identity_kind, "value": subject.number}).encode()
         status, answer = await self._http.post(f"/v1/{source.id}/query", asked, BODY_BYTES_MAX)
+        if trail := current.get():
+            trail.status = status
         if status >= 500:
             raise _Down
         if status == 429:

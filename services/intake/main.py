@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 
 import structlog
 import yaml
@@ -16,14 +17,16 @@ from lending.intake.v1.parking_service_pb2_grpc import add_ParkingServiceService
 from loanmesh.runtime import measures, telemetry
 from loanmesh.runtime.breaker import State
 from loanmesh.runtime.channel import open_channel
-from loanmesh.runtime.clock import Clock, new_owner, new_uuid7
+from loanmesh.runtime.clock import Clock, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.degradation import Step
 from loanmesh.runtime.guard import Guard, make_guard
+from loanmesh.runtime.keys import Keys
 from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
+from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import Service, run
-from loanmesh.runtime.tracing import current_traceparent, linked_span
+from loanmesh.runtime.tracing import current_traceparent, recorder
 from loanmesh.runtime.vitals import Queue, Standing, Vitals
 from loanmesh.runtime.witness import WitnessedClock
 from services.intake.admission import Admission
@@ -31,12 +34,14 @@ from services.intake.application import Claim
 from services.intake.arrival import Arrivals
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
+from services.intake.following import Following
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.parking import Parking
 from services.intake.parking_servicer import SERVICE_NAME as PARKING
 from services.intake.parking_servicer import ParkingServicer
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Decided, Deferred, Result
+from services.intake.privacy import Privacy
 from services.intake.quota import Allowance, Quota
 from services.intake.reception import Reception
 from services.intake.replay import Replay
@@ -76,16 +81,18 @@ def labels() -> dict[str, Label]:
 
 async def build(settings: IntakeSettings, clock: Clock) -> Service:
     """Put intake together and start its worker."""
+    keys = Keys.open("INTAKE_PRIVACY__KEYS_FILE", Path(settings.privacy.keys_file), clock)
+    privacy = Privacy(Sealer(keys), seals=settings.privacy.seal_new)
     url = settings.database_url.get_secret_value()
     with opening("INTAKE_DATABASE_URL", url):
         await asyncio.to_thread(prepare, url, "services.intake", settings.migrate)
         database = await open_database(url)
-    owner = new_owner("intake")
+    owner = telemetry.instance("intake")
     report = structlog.get_logger().warning
     witnessed = WitnessedClock(
         clock, lambda: store.now(), lambda ahead_s: report("clock_not_believed", ahead_s=round(ahead_s, 3))
     )
-    store = Store(database, witnessed, owner, settings.lease.duration_s)
+    store = Store(database, witnessed, owner, settings.lease.duration_s, privacy)
     with opening("INTAKE_DATABASE_URL", url):
         await witnessed.look()
     clock = witnessed
@@ -133,11 +140,21 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
             if isinstance(result, Decided) and (came_true := estimate.came_true(key)) is not None:
                 quotient(came_true, {})
 
+    bureau = GrpcBureau(channels[0], guards[0])
+    spans = recorder()
+    following = spans and Following(
+        spans,
+        clock,
+        owner,
+        settings.telemetry.slow_s,
+        settings.lease.duration_s,
+        structlog.get_logger().warning,
+    )
     pipeline = Pipeline(
-        GrpcBureau(channels[0], guards[0]),
-        scoring,
-        pricing,
-        store,
+        following.bureau(bureau) if following else bureau,
+        following.scoring(scoring) if following else scoring,
+        following.pricing(pricing) if following else pricing,
+        following.store(store) if following else store,
         clock,
         random.Random(),
         settings.due.information_days,
@@ -146,8 +163,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     )
 
     async def decide(claims: Sequence[Claim]) -> Mapping[str, Result]:
-        with linked_span("decide", [claim.traceparent for claim in claims]):
-            return await pipeline.decide_batch(claims)
+        return await (following.decide(claims, pipeline.decide_batch) if following else pipeline.decide_batch(claims))
 
     worker = Worker(
         store,
@@ -185,7 +201,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     if settings.work.decides:
         worker.start()
     watch.start()
-    looking = asyncio.create_task(witnessed.look_forever())
+    looking = [asyncio.create_task(witnessed.look_forever()), asyncio.create_task(keys.look_forever())]
 
     async def drain() -> None:
         scaler_servicer.leave()
@@ -193,8 +209,9 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         watch.leave()
 
     async def close() -> None:
-        looking.cancel()
-        await asyncio.wait([looking])
+        for task in looking:
+            task.cancel()
+        await asyncio.wait(looking)
         await watch.stop()
         await asyncio.gather(*(channel.close() for channel in channels))
         await database.close()

@@ -71,6 +71,7 @@ class GrpcBureau:
                     lender=case.claim.lender,
                     party=case.party,
                     consents=case.application.consents,
+                    traceparent=case.traceparent,
                 )
                 for case in cases
             ]
@@ -98,6 +99,7 @@ class GrpcScoring:
                     profile=case.profile,
                     declaration=case.application.declaration,
                     age_years=case.age_years,
+                    traceparent=case.traceparent,
                 )
                 for case in cases
             ]
@@ -129,6 +131,7 @@ class GrpcPricing:
                     score=case.score,
                     age_years=case.age_years,
                     as_of_time=_timestamp(case.as_of) if case.as_of else None,
+                    traceparent=case.traceparent,
                 )
                 for case in cases
             ]
@@ -172,11 +175,14 @@ async def _ask(
         said = await guard.call(lambda: _said(lambda: call(cases)), judge)
     except Refused as refused:
         full = refused.cause == "bulkhead_full"
-        return [Unavailable(f"{guard.name}_{refused.cause}", refused.retry_s or None, overloaded=full)] * count
+        detail = "" if full else guard.breaker.cause
+        return [
+            Unavailable(f"{guard.name}_{refused.cause}", refused.retry_s or None, overloaded=full, detail=detail)
+        ] * count
     if isinstance(said, grpc.aio.AioRpcError):
         too_large = is_too_large(said.code(), said.details())
         if said.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and not too_large:
-            return [Unavailable(f"{guard.name}_overloaded", overloaded=True)] * count
+            return [Unavailable(f"{guard.name}_overloaded", overloaded=True, status=said.code().name)] * count
         if said.code() == grpc.StatusCode.INVALID_ARGUMENT or too_large:
             log.warning("batch_refused", dependency=guard.name, count=count)
             if count > 1:
@@ -185,10 +191,15 @@ async def _ask(
                 halves = (cases[: count // 2], cases[count // 2 :])
                 return [answer for half in halves for answer in await _ask(guard, half, call)]
             return [Broken(f"{guard.name}_refused", said.code().name)]
-        return [Unavailable(f"{guard.name}_unavailable")] * count
+        return [Unavailable(f"{guard.name}_unavailable", status=said.code().name, detail=_said_of(said))] * count
     if len(said) != count:
         return [Unavailable(f"{guard.name}_error")] * count
     return [_unpack(guard.name, answer) if isinstance(answer, Status) else answer for answer in said]
+
+
+def _said_of(error: grpc.aio.AioRpcError) -> str:
+    """What the transport said, after what the channel found out about it."""
+    return ": ".join([*getattr(error, "__notes__", ()), error.details() or ""])
 
 
 async def _said(call: Callable[[], Awaitable[S]]) -> S | grpc.aio.AioRpcError:

@@ -28,6 +28,10 @@ class Unavailable:
     """Sources whose absence is the reason."""
     overloaded: bool = False
     """Whether it was asked too much, and nothing is wrong with it."""
+    status: str = ""
+    """Name of the status that a failed call ended with; '' where none was made, or none failed."""
+    detail: str = ""
+    """For a person: what the transport or the breaker said."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Case:
     age_years: int | None = None
     as_of: dt.datetime | None = None
     """As of when it is priced: by intake's clock, and in a replay as it was. None: by pricing's clock."""
+    traceparent: str = ""
+    """W3C trace context of the stage under way; '' where nobody follows it."""
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ import datetime as dt
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest, Pricing
 from lending.type.v1.party_pb2 import Party
 from lending.type.v1.reason_pb2 import Reason
 
 from loanmesh.runtime.errors import InvalidRequest
-from services.pricing.evidence import Evidence, age_at_end, evidence, today
+from services.pricing.evidence import Evidence, age_at_end, evidence, stamp, today
 from services.pricing.offer import make_offers
 from services.pricing.policy import GRADES, CompiledRule, PartyKind, Policy, Product, Range, RuleSet
 from services.pricing.rate import nominal_most_ppm
@@ -43,13 +42,16 @@ def price(item: PriceApplicationsRequest.Item, policy: Policy, now: dt.datetime)
     rules = policy.rules_on(known.values, party, day)
     about_end = [c for c in rules.rules if _END in c.rule.needs]
 
-    @cache
-    def ended_at(age_years: int) -> list[CompiledRule]:
-        values = {**known.values, _END: age_years}
-        return [c for c in about_end if c.fires({name: values[name] for name in c.rule.needs})]
+    ended: dict[int, list[CompiledRule]] = {}
 
     def ended_by(months: int) -> list[CompiledRule]:
-        return ended_at(age_at_end(item.age_years, months)) if about_end else []
+        if not about_end:
+            return []
+        age_years = age_at_end(item.age_years, months)
+        if age_years not in ended:
+            values = {**known.values, _END: age_years}
+            ended[age_years] = [c for c in about_end if c.fires({name: values[name] for name in c.rule.needs})]
+        return ended[age_years]
 
     # Who would be too old at the end of this term is offered the longest term that ends in time, where there is one.
     shorter = (months for months in range(nearest, terms.min - 1, -1) if not ended_by(months))
@@ -61,8 +63,7 @@ def price(item: PriceApplicationsRequest.Item, policy: Policy, now: dt.datetime)
         limits += [rule_reason(c, Reason.EFFECT_REDUCE, known, policy, product) for c in ended_by(nearest)]
         known = evidence(item, policy.types, now, term)
     judged = _judge(policy, product, known, rules, told={reason.code for reason in limits})
-    result = Pricing(policy=policy.name, policy_hash=policy.hash)
-    result.price_time.FromDatetime(now)
+    result = Pricing(policy=policy.name, policy_hash=policy.hash, price_time=stamp(now))
     if judged.fired:
         return _declined(result, policy, product, known, [*judged.fired, *judged.near])
 

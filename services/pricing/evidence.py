@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from lending.bureau.v1.bureau_service_pb2 import Attribute, SourceReport
+from google.protobuf.timestamp_pb2 import Timestamp
+from lending.bureau.v1.bureau_service_pb2 import SourceReport
 from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest
 from lending.type.v1.loan_pb2 import LoanRequest
 from lending.type.v1.reason_pb2 import Fact, Value
@@ -22,8 +24,8 @@ class Evidence:
     """Values by name, where each came from, and the sources by how they answered."""
 
     values: Mapping[str, Any]
-    said: Mapping[str, tuple[Attribute, SourceReport]]
-    """Where each fact of a source stands in the profile."""
+    said: Mapping[str, SourceReport]
+    """In which report each fact of a source stands."""
     stated: Mapping[str, str]
     """Who states the other facts: the applicant, the identity document, the model."""
     complete: frozenset[str]
@@ -36,21 +38,22 @@ class Evidence:
         value = self.values.get(name)
         return int(value) if value is not None else None
 
-    def fact(self, name: str) -> Fact:
+    def fact(self, name: str, condition: str = "") -> Fact:
         """The fact in its wire form, built only for the few that a reason shows; without a value where unknown."""
         if name in self.stated:
-            value = self.values[name]
-            return Fact(attribute=name, value=_wire(value), source=self.stated[name])
+            value = _wire(self.values[name])
+            return Fact(attribute=name, value=value, source=self.stated[name], condition=condition)
         if name not in self.said:
-            return Fact(attribute=name)
-        attribute, report = self.said[name]
-        dated = next((one for one in (attribute, report) if one.HasField("observed_time")), None)
-        return Fact(
-            attribute=name,
-            value=attribute.value,
-            source=report.source,
-            observed_time=dated.observed_time if dated else None,
-        )
+            return Fact(attribute=name, condition=condition)
+        report = self.said[name]
+        # What is said last counts, as in `_facts`.
+        attribute = next(a for a in reversed(report.attributes) if a.name == name and a.value.WhichOneof("kind"))
+        fact = Fact(attribute=name, value=attribute.value, source=report.source, condition=condition)
+        if attribute.HasField("observed_time"):
+            fact.observed_time.CopyFrom(attribute.observed_time)
+        elif report.HasField("observed_time"):
+            fact.observed_time.CopyFrom(report.observed_time)
+        return fact
 
 
 def evidence(
@@ -63,7 +66,7 @@ def evidence(
     source must not decide.
     """
     values: dict[str, Any] = {}
-    said: dict[str, tuple[Attribute, SourceReport]] = {}
+    said: dict[str, SourceReport] = {}
     complete, usable = set(), set()
     now_s = now.timestamp()
     for report in item.profile.reports:
@@ -74,18 +77,17 @@ def evidence(
         expired = report.HasField("usable_until_time") and report.usable_until_time.seconds <= now_s
         if state in _COMPLETE and not expired:
             complete.add(source)
-        for name, (value, attribute) in facts.items():
-            values[name] = value
-            said[name] = (attribute, report)
+        values.update(facts)
+        said.update(dict.fromkeys(facts, report))
     stated = _stated(item, term_months)
     values.update({name: value for name, (value, _) in stated.items()})
     origins = {name: source for name, (_, source) in stated.items()}
     return Evidence(values, said, origins, frozenset(complete), frozenset(usable))
 
 
-def _facts(report: SourceReport, types: Mapping[str, str]) -> dict[str, tuple[Any, Attribute]] | None:
+def _facts(report: SourceReport, types: Mapping[str, str]) -> dict[str, Any] | None:
     """The facts of one report that are its source's to state; None when one has the wrong kind."""
-    facts: dict[str, tuple[Any, Attribute]] = {}
+    facts: dict[str, Any] = {}
     for attribute in report.attributes:
         name, stated = attribute.name, attribute.value
         type_, kind = types.get(name), stated.WhichOneof("kind")
@@ -96,7 +98,7 @@ def _facts(report: SourceReport, types: Mapping[str, str]) -> dict[str, tuple[An
             value = float(value)
         elif kind != type_ or value != value:  # NaN alone differs from itself.
             return None
-        facts[name] = (value, attribute)
+        facts[name] = value
     return facts
 
 
@@ -130,6 +132,14 @@ def _wire(value: str | int | float) -> Value:
 def age_at_end(age_years: int, term_months: int) -> int:
     """The least age at the end of the term: the birthday is not known here, and doubt is the applicant's."""
     return age_years + term_months // 12
+
+
+@lru_cache(maxsize=16)
+def stamp(at: dt.datetime) -> Timestamp:
+    """The time in its wire form, to be copied from: made once for all of a batch."""
+    made = Timestamp()
+    made.FromDatetime(at)
+    return made
 
 
 def today(now: dt.datetime) -> dt.date:

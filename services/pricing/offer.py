@@ -9,11 +9,11 @@ from decimal import Decimal
 from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest
 from lending.type.v1.offer_pb2 import Offer, RateComponent
 
-from services.pricing.evidence import Evidence
+from services.pricing.evidence import Evidence, stamp
 from services.pricing.limit import Bound, bounds
 from services.pricing.policy import Policy, Product, Range
 from services.pricing.rate import Rate, build_rate, nominal_most_ppm
-from services.pricing.schedule import effective_ppm, schedule
+from services.pricing.schedule import effective_ppm, payments_fen
 
 TERM_STEP_MONTHS = 6
 """Longer terms are tried at whole half-years."""
@@ -70,7 +70,7 @@ def _offer(
     offer_id: str, product: Product, amount_fen: int, months: int, rate: Rate, cap_ppm: int | None, now: dt.datetime
 ) -> Offer:
     for _ in range(_TRIES):
-        payments = [row.payment_fen for row in schedule(amount_fen, rate.apr_ppm, months)]
+        payments = payments_fen(amount_fen, rate.apr_ppm, months)
         irr_ppm = effective_ppm(amount_fen, payments)
         if cap_ppm is None or irr_ppm <= cap_ppm:
             break
@@ -79,7 +79,7 @@ def _offer(
         rate = rate.held_at(lower, "held at the legal cap on the all-in cost")
     else:
         raise ArithmeticError("no rate keeps this loan within the legal cap on the all-in cost")
-    offer = Offer(
+    return Offer(
         offer_id=offer_id,
         product=product.name,
         principal_fen=amount_fen,
@@ -92,6 +92,5 @@ def _offer(
         rate_components=[
             RateComponent(component=line.name, rate_ppm=line.rate_ppm, basis=line.basis) for line in rate.components
         ],
+        expire_time=stamp(now + dt.timedelta(days=product.offer_days)),
     )
-    offer.expire_time.FromDatetime(now + dt.timedelta(days=product.offer_days))
-    return offer

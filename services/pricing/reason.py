@@ -21,11 +21,9 @@ def rule_reason(compiled: CompiledRule, effect: Effect, known: Evidence, policy:
     rule = compiled.rule
     values = {name: _worded(known.values[name], policy.dictionary[name].unit) for name in rule.needs}
     values["policy.pd_max"] = f"{product.pd_max:.1%}"
-    reason = Reason(code=rule.code, kind=Reason.KIND_RULE, effect=effect, authority=rule.authority)
-    for name in rule.needs:
-        fact = reason.facts.add()
-        fact.CopyFrom(known.fact(name))
-        fact.condition = fill(rule.condition, {"policy.pd_max": str(product.pd_max)})
+    condition = fill(rule.condition, {"policy.pd_max": str(product.pd_max)})
+    facts = [known.fact(name, condition) for name in rule.needs]
+    reason = Reason(code=rule.code, kind=Reason.KIND_RULE, effect=effect, facts=facts, authority=rule.authority)
     _tell(reason, fill(rule.zh, values), fill(rule.en, values), policy)
     return reason
 
@@ -38,9 +36,8 @@ def limit_reasons(found: Sequence[Bound], asked_fen: int, policy: Policy, produc
     if not offered:
         most = min(asked_fen, found[0].amount_fen)
         values = {"amount": _worded(most, "fen"), "minimum": _worded(least, "fen")}
-        facts = [known.fact("request.amount_fen"), _setting("policy.amount_fen_min", least)]
+        facts = [known.fact("request.amount_fen", f">= {least}"), _setting("policy.amount_fen_min", least)]
         facts += [known.fact(name) for name in (found[0].facts if found[0].amount_fen < least else ())]
-        facts[0].condition = f">= {least}"
         reasons.append(_limit("LIMIT_BELOW_MINIMUM", Reason.EFFECT_DECLINE, facts, values, policy))
     for bound in found:
         if not offered and bound.amount_fen < min(asked_fen, least):
@@ -58,8 +55,7 @@ def limit_reasons(found: Sequence[Bound], asked_fen: int, policy: Policy, produc
 def term_reason(product: Product, least: int, most: int, policy: Policy, known: Evidence) -> Reason:
     """That the term asked for is not one of the product's."""
     values = {"min": str(least), "max": str(most)}
-    asked = known.fact("request.term_months")
-    asked.condition = f">= {least}, <= {most}"
+    asked = known.fact("request.term_months", f">= {least}, <= {most}")
     settings = [_setting("policy.term_months_min", least), _setting("policy.term_months_max", most)]
     return _limit("TERM_OF_PRODUCT", Reason.EFFECT_REDUCE, [asked, *settings], values, policy)
 
@@ -78,9 +74,7 @@ def waived_reason(source: str, unjudged: Sequence[str], share: str, policy: Poli
 def _bound(bound: Bound, effect: Effect, policy: Policy, known: Evidence) -> Reason:
     """What was asked against the bound, then what the bound was computed from: facts of sources, figures of policy."""
     values = {**bound.says, "amount": _worded(bound.amount_fen, "fen")}
-    asked = known.fact("request.amount_fen")
-    asked.condition = f"<= {bound.amount_fen}"
-    facts = [asked, *(known.fact(name) for name in bound.facts)]
+    facts = [known.fact("request.amount_fen", f"<= {bound.amount_fen}"), *(known.fact(name) for name in bound.facts)]
     facts += [_setting(name, value) for name, value in bound.settings.items()]
     if bound.rule is None:
         return _limit(bound.code, effect, facts, values, policy)

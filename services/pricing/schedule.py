@@ -43,15 +43,28 @@ def schedule(principal_fen: int, apr_ppm: int, term_months: int) -> list[Instalm
 
     Raises ValueError out of range.
     """
-    payment, balance = level_payment_fen(principal_fen, apr_ppm, term_months), principal_fen
-    months = []
-    for number in range(1, term_months + 1):
+    balance, months = principal_fen, []
+    for number, payment in enumerate(payments_fen(principal_fen, apr_ppm, term_months), 1):
         interest = _half_up(balance * apr_ppm, _YEAR)
-        # Where a few fen run over many months, payments rounded up can repay the loan before its last month.
-        principal = balance if number == term_months else min(balance, payment - interest)
+        principal = payment - interest
         balance -= principal
-        months.append(Instalment(number, principal + interest, principal, interest, balance))
+        months.append(Instalment(number, payment, principal, interest, balance))
     return months
+
+
+def payments_fen(principal_fen: int, apr_ppm: int, term_months: int) -> list[int]:
+    """What is paid, first to last: the schedule without its parts. Raises ValueError out of range."""
+    payment, balance = level_payment_fen(principal_fen, apr_ppm, term_months), principal_fen
+    payments = []
+    for _ in range(term_months - 1):
+        # As `_half_up`, which costs as much to call as to compute.
+        interest = (2 * balance * apr_ppm + _YEAR) // (2 * _YEAR)
+        # Where a few fen run over many months, payments rounded up can repay the loan before its last month.
+        paid = payment if payment - interest < balance else balance + interest
+        balance -= paid - interest
+        payments.append(paid)
+    payments.append(balance + _half_up(balance * apr_ppm, _YEAR))
+    return payments
 
 
 def effective_ppm(principal_fen: int, payments_fen: Sequence[int]) -> int:

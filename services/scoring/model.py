@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from services.scoring.scorecard import Tables
+
 
 @dataclass(frozen=True)
 class Model:
@@ -35,6 +37,16 @@ class Model:
     def features(self) -> list[str]:
         """Names of the features, in the order of the terms."""
         return [str(term["feature"]) for term in self.terms]
+
+    @cached_property
+    def columns(self) -> dict[str, int]:
+        """Where each feature stands among the terms."""
+        return {name: column for column, name in enumerate(self.features)}
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The terms as arrays."""
+        return Tables(self.terms)
 
 
 class ModelError(Exception):

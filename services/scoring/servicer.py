@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
 from lending.scoring.v1 import scoring_service_pb2 as pb
 from lending.scoring.v1.scoring_service_pb2_grpc import ScoringServiceServicer
 from lending.type.v1.party_pb2 import Party
@@ -20,7 +21,7 @@ from services.scoring.calibration import grade, points, probability
 from services.scoring.features import Features, features
 from services.scoring.model import Model
 from services.scoring.reasons import reasons
-from services.scoring.scorecard import Floats, contributions, log_odds
+from services.scoring.scorecard import contributions, log_odds
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -47,24 +48,16 @@ class ScoringServicer(ScoringServiceServicer):
                 rows[item.party_kind].append((index, features(self._models[item.party_kind], item.profile)))
             except MissingEvidence as missing:
                 response.results[index].error.CopyFrom(item_status(missing))
+        scored_at = Timestamp()
+        scored_at.FromDatetime(self._clock.now())
         for kind, found in rows.items():
             if found:
                 model = self._models[kind]
-                parts = contributions(model, np.stack([f.values for _, f in found]))
-                totals = log_odds(model, parts)
-                for row, (index, seen) in enumerate(found):
-                    self._fill(response.results[index].score, model, float(totals[row]), parts[row], seen)
+                parts = contributions(model, np.array([seen.values for _, seen in found]))
+                totals = log_odds(model, parts).tolist()
+                for (index, seen), total, shares in zip(found, totals, parts.tolist(), strict=True):
+                    response.results[index].score.CopyFrom(_score(model, total, shares, seen, scored_at))
         return response
-
-    def _fill(self, score: pb.Score, model: Model, total: float, parts: Floats, seen: Features) -> None:
-        score.pd = probability(total)
-        score.points = points(score.pd)
-        score.grade = grade(score.pd, model.bands)
-        score.factors.extend(reasons(parts, seen.facts))
-        score.intercept = model.intercept
-        score.model = model.name
-        score.model_hash = model.hash
-        score.score_time.FromDatetime(self._clock.now())
 
     async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
         """The models in force, with their cards."""
@@ -80,6 +73,20 @@ class ScoringServicer(ScoringServiceServicer):
                 for kind, m in self._models.items()
             ]
         )
+
+
+def _score(model: Model, total: float, parts: Sequence[float], seen: Features, scored_at: Timestamp) -> pb.Score:
+    pd = probability(total)
+    return pb.Score(
+        pd=pd,
+        points=points(pd),
+        grade=grade(pd, model.bands),
+        factors=reasons(parts, model.features, seen.fact),
+        intercept=model.intercept,
+        model=model.name,
+        model_hash=model.hash,
+        score_time=scored_at,
+    )
 
 
 def _refused(item: pb.ScoreProfilesRequest.Item, error: LoanmeshError) -> pb.ScoreProfilesResponse:

@@ -75,7 +75,7 @@ async def test_a_busy_service_is_no_failure_but_too_much_at_once() -> None:
 
     async with scoring(busy) as (server, port, guard):
         for _ in range(20):
-            assert await ask(port) == Unavailable("scoring_overloaded", overloaded=True)
+            assert await ask(port) == Unavailable("scoring_overloaded", overloaded=True, status="RESOURCE_EXHAUSTED")
         assert (guard.breaker.state, guard.overloads, server.scoring.calls) == (State.CLOSED, 20, 20)
 
 

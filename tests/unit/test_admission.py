@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from loanmesh.runtime import caller
+from loanmesh.runtime.caller import Caller
 from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.errors import Overloaded, OverQuota
 from services.intake.admission import Admission
@@ -42,6 +44,8 @@ def test_a_caller_over_its_quota_is_told_when_to_come_back_and_nobody_else() -> 
     with pytest.raises(OverQuota) as refused:
         door.admit("greedy", INTERACTIVE, 1, 0.0)
     assert 0 < refused.value.retry_s <= 0.5
+    assert "its quota of 2 applications a second, 1 at once" in str(refused.value)
+    assert "there is room again in 0.5 s" in str(refused.value)
     door.admit("modest", INTERACTIVE, 1, 0.0)
 
 
@@ -60,3 +64,14 @@ def test_the_queue_before_the_door_is_told_from_the_senders_clock() -> None:
     client, delay_s = door.arrived([("loanmesh-sent-ms", "a1:5400"), ("trace-bin", b"x")])
     assert client == "local"
     assert delay_s == pytest.approx(0.6)
+
+
+def test_what_is_proven_of_a_caller_goes_before_what_it_says() -> None:
+    try:
+        caller.note(Caller("client/shop", "certificate"))
+        assert a_door().arrived([("loanmesh-client", "somebody-else")])[0] == "shop"
+        caller.note(Caller("operator/shop", "token"))
+        assert a_door().arrived([("loanmesh-client", "shop")])[0] == "operator/shop"
+    finally:
+        caller.note(None)
+    assert a_door().arrived([("loanmesh-client", "shop")])[0] == "shop"

@@ -256,7 +256,7 @@ def test_a_call_is_one_span_whatever_it_took(monkeypatch: pytest.MonkeyPatch) ->
     failed, good = exporter.get_finished_spans()
     assert failed.name == "lending.intake.v1.IntakeService/GetApplication"
     assert failed.attributes == {
-        "rpc.system.name": "grpc", "rpc.method": failed.name, "rpc.status_code": "NOT_FOUND"
+        "rpc.system.name": "grpc", "rpc.method": failed.name, "rpc.status_code": "NOT_FOUND", "error.type": "NOT_FOUND",
     }  # fmt: skip
     assert [event.attributes["rpc.status_code"] for event in failed.events if event.attributes] == [
         "UNAVAILABLE", "NOT_FOUND"

@@ -20,7 +20,7 @@ def url(tmp_path: Path) -> str:
 
 
 def test_a_service_that_only_checks_does_not_start_before_its_tables(url: str) -> None:
-    with pytest.raises(OldTables, match="at no version, this release needs [0-9]+: run `loanmesh migrate intake`"):
+    with pytest.raises(OldTables, match=r"at no version, this release needs [0-9]+: run `loanmesh migrate intake`"):
         prepare(url, "services.intake", "check")
 
 

@@ -13,7 +13,7 @@ from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from loanmesh.runtime import telemetry
+from loanmesh.runtime import semconv, telemetry
 from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.degradation import Load, Step, StepSettings
@@ -183,7 +183,7 @@ async def test_metrics_say_the_same_without_ids_or_personal_data(monkeypatch: py
         for point in metric.data.data_points:
             at = ",".join(str(value) for _, value in sorted((point.attributes or {}).items()))
             points[metric.name, at] = (
-                cast(Any, point).count if metric.name == telemetry.LOOP_LAG else cast(Any, point).value
+                cast(Any, point).count if metric.name == semconv.LOOP_LAG else cast(Any, point).value
             )
     provider.shutdown()
     assert points["loanmesh.breaker.state", "open,court"] == 1
@@ -196,4 +196,4 @@ async def test_metrics_say_the_same_without_ids_or_personal_data(monkeypatch: py
     assert points["loanmesh.decisions", "A,approved,consumer_loan"] == 5
     assert points["loanmesh.degradations", "without_bank_flow"] == 2
     assert points["loanmesh.degradation.in_force", "serve_cached,court"] == 1
-    assert points[telemetry.LOOP_LAG, ""] == 1
+    assert points[semconv.LOOP_LAG, ""] == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.intake.quota import CLIENTS_MAX, Quota
+from services.intake.quota import CLIENTS_MAX, Allowance, Quota
 
 
 def test_a_burst_passes_and_then_the_rate_holds() -> None:
@@ -35,3 +35,12 @@ def test_without_a_rate_there_is_no_quota_and_callers_are_bounded() -> None:
     for number in range(CLIENTS_MAX + 5):
         quota.take(str(number), 1, 0.0)
     assert len(quota._left) == CLIENTS_MAX
+
+
+def test_a_client_in_the_table_has_values_of_its_own_and_the_others_theirs() -> None:
+    quota = Quota(1.0, 1, {"shop": Allowance(10.0, 3), "internal": Allowance(0.0, 1)})
+    assert [quota.take("shop", 1, 0.0) for _ in range(3)] == [0.0] * 3
+    assert quota.take("shop", 1, 0.0) == pytest.approx(0.1)
+    assert quota.take("internal", 10**6, 0.0) == 0.0
+    assert quota.take("other", 1, 0.0) == 0.0
+    assert quota.take("other", 1, 0.0) == pytest.approx(1.0)

@@ -30,8 +30,8 @@ some_value = st.one_of(
 )
 
 
-def facts_of(model: Model) -> list[Fact]:
-    return [Fact(attribute=name) for name in model.features]
+def fact_of(column: int) -> Fact:
+    return Fact(attribute=f"feature {column}")
 
 
 @pytest.mark.parametrize("model", [CONSUMER, FIRM], ids=lambda m: m.name)
@@ -40,7 +40,7 @@ def test_intercept_and_reasons_add_up_to_the_log_odds(model: Model, data: st.Dat
     row = data.draw(st.lists(some_value, min_size=len(model.terms), max_size=len(model.terms)))
     parts = contributions(model, np.array([row]))
     total = float(log_odds(model, parts)[0])
-    said = reasons(parts[0], facts_of(model))
+    said = reasons(parts[0].tolist(), model.features, fact_of)
     assert math.isfinite(total)
     assert model.intercept + sum(r.contribution for r in said) == pytest.approx(total, abs=1e-12)
 
@@ -69,12 +69,12 @@ def test_a_batch_gives_each_row_what_it_gets_alone() -> None:
 
 def test_small_contributions_are_added_up_and_the_largest_comes_first() -> None:
     small = COUNTS_FROM / 2
-    facts = [Fact(attribute=f"credit.{word}") for word in ("one", "two", "three", "four")]
-    said = reasons(np.array([small, -0.5, 1.0, small]), facts)
-    assert [(r.code, r.effect) for r in said] == [
-        ("SCORE_THREE", Reason.EFFECT_ADVERSE),
-        ("SCORE_TWO", Reason.EFFECT_FAVOURABLE),
-        ("SCORE_OTHER", Reason.EFFECT_ADVERSE),
+    names = [f"credit.{word}" for word in ("one", "two", "three", "four")]
+    said = reasons([small, -0.5, 1.0, small], names, fact_of)
+    assert [(r.code, r.effect, [fact.attribute for fact in r.facts]) for r in said] == [
+        ("SCORE_THREE", Reason.EFFECT_ADVERSE, ["feature 2"]),
+        ("SCORE_TWO", Reason.EFFECT_FAVOURABLE, ["feature 1"]),
+        ("SCORE_OTHER", Reason.EFFECT_ADVERSE, []),
     ]
     assert said[-1].contribution == pytest.approx(2 * small)
 

@@ -122,6 +122,11 @@ def test_a_file_that_is_not_there_is_named(
         ("PRICING_TELEMETRY__OTLP_ENDPOINT", "foo", "HOST:PORT"),
         ("BUREAU_SOURCES_URL", "foo", "http://"),
         ("BUREAU_BROWNOUT__OPTIONAL", "moon", "a JSON list"),
+        ("INTAKE_QUOTA__CLIENTS", "shop=5", "a JSON object"),
+        ("INTAKE_QUOTA__CLIENTS", '{"shop": {"a_second": -1}}', "a JSON object"),
+        ("INTAKE_TLS__MODE", "off", "mtls, plaintext"),
+        ("INTAKE_TLS__TRUST_DOMAIN", "Loan Mesh", "such as loanmesh"),
+        ("INTAKE_SERVER__HEALTH_LISTEN", "7400", "or empty"),
     ],
 )
 def test_a_wrong_variable_is_named_with_what_is_allowed(
@@ -211,15 +216,20 @@ def test_what_a_part_said_for_people_goes_before_its_last_line(tmp_path: Path) -
 
 
 def test_the_command_shows_what_is_in_force_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BUREAU_SUBJECT_KEY", "very-secret")
+    monkeypatch.setenv("BUREAU_DATABASE_URL", "postgresql://loanmesh:very-secret@host/bureau")
     monkeypatch.setenv("BUREAU_GATHER__BUDGET_S", "2.5")
     shown = CliRunner().invoke(app, ["settings", "bureau", "--json"])
     lines = {line["name"]: line for line in json.loads(shown.stdout)}
     assert lines["BUREAU_GATHER__BUDGET_S"]["value"] == 2.5
     assert lines["BUREAU_GATHER__BUDGET_S"]["default"] == 1.0
-    assert lines["BUREAU_SUBJECT_KEY"]["value"] == "***"
+    assert lines["BUREAU_DATABASE_URL"]["value"] == "***"
     assert set(lines) == set(names(BureauSettings, "BUREAU_"))
     plain = CliRunner().invoke(app, ["settings", "bureau"]).stdout
     assert "BUREAU_GATHER__BUDGET_S = 2.5 (default 1.0)" in plain
     assert "very-secret" not in shown.stdout + plain
     assert CliRunner().invoke(app, ["settings", "moon"]).exit_code == 2
+
+
+def test_a_client_can_have_a_quota_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTAKE_QUOTA__CLIENTS", '{"shop": {"a_second": 50, "burst": 500}}')
+    assert load(IntakeSettings).quota.clients["shop"].a_second == 50

@@ -1,0 +1,84 @@
+"""Secrets for a trial, in place of those that people or operators make: certificates, keys, addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lab.kube.cluster import Data, Refused
+from lab.kube.overlay import Overlay, Workload
+
+FILES = ("ca.crt", "tls.crt", "tls.key")
+SUFFIX = "-tls"
+
+
+def missing(overlay: Overlay, left_out: Sequence[str]) -> dict[str, set[str]]:
+    """Names of Secrets that pods ask for and nobody makes, with the keys that are asked for.
+
+    left_out  kinds that the cluster does not know, so that their operators make nothing.
+    """
+    made = {found.name for found in overlay.of("Secret")}
+    if "Certificate" not in left_out:
+        made |= {str(found.spec["secretName"]) for found in overlay.of("Certificate")}
+    if "Cluster" not in left_out:
+        made |= {f"{found.name}-app" for found in overlay.of("Cluster")}
+    wanted: dict[str, set[str]] = {}
+    for workload in overlay.workloads:
+        for name, key in _asked(workload):
+            if name not in made:
+                wanted.setdefault(name, set()).add(key)
+    return wanted
+
+
+def _asked(workload: Workload) -> Iterator[tuple[str, str]]:
+    for entry in workload.env.values():
+        reference = (entry.get("valueFrom") or {}).get("secretKeyRef")
+        if reference:
+            yield reference["name"], reference["key"]
+    for volume in workload.pod.get("volumes") or ():
+        if "secret" in volume:
+            for key in FILES if volume["secret"]["secretName"].endswith(SUFFIX) else ("",):
+                yield volume["secret"]["secretName"], key
+
+
+async def secrets(wanted: dict[str, set[str]], overlay: Overlay, namespace: str, folder: Path) -> list[Data]:
+    """Secrets of those names: certificates of a CA that is made in `folder`, and words that open nothing."""
+    made: list[Data] = []
+    for name, keys in sorted(wanted.items()):
+        if keys & set(FILES):
+            values = await certificate(name.removesuffix(SUFFIX), overlay, folder)
+        else:
+            values = {key: _word(key) for key in keys}
+        metadata = {"name": name, "namespace": namespace}
+        made.append(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "stringData": values}
+        )
+    return made
+
+
+def _word(key: str) -> str:
+    return "postgresql://nobody:trial@database.invalid/none" if key in ("uri", "url") else "for-trials-only"
+
+
+async def certificate(service: str, overlay: Overlay, folder: Path) -> dict[str, str]:
+    """Issued to the service in `folder`, for all the Services in front of the Deployments that run it; by file."""
+    if not (folder / "ca.crt").exists():
+        await certs("init", "--dir", str(folder))
+    names = sorted({workload.name for workload in overlay.services() if workload.service == service} | {service})
+    dns = [word for name in names for word in ("--dns", name)]
+    await certs("issue", "service", service, "--dir", str(folder), *dns)
+    return {file: (folder / "services" / service / file).read_text(encoding="ascii") for file in FILES}
+
+
+async def certs(*words: str) -> None:
+    """`loanmesh certs`. Raises Refused."""
+    # The command, since the laboratory knows the mesh from outside.
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loanmesh", "certs", *words,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, error = await process.communicate()
+    if process.returncode:
+        raise Refused(f"loanmesh certs {words[0]}: {error.decode().strip()}")
