@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= $(or $(LOANMESH_DATA),../shared/data)
 
-.PHONY: help demo test unit lint format proto lock train bench rivals chaos causes promotion simulate mutants firms docs clean manifests image kube-verify rotations
+.PHONY: help demo test unit lint format proto lock train bench rivals chaos causes promotion simulate mutants firms docs clean manifests image kube-verify rotations fuzz audit licences
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -49,6 +49,15 @@ simulate: $(READY) ## Live through 10,000 seeds of faults on a virtual clock
 
 mutants: $(READY) ## Plant bugs and see each found by the simulator
 	@$(BIN)/python -m lab.simulator.mutants
+
+fuzz: $(READY) ## Send 10,000 odd requests to every RPC, read thousands of odd files: make fuzz ARGS="--seed 7"
+	@$(BIN)/python -m lab.fuzz $(ARGS)
+
+audit: $(READY) ## Look for known vulnerabilities in what is locked; says "not audited" where nobody can be asked
+	@$(BIN)/python -m lab.dependencies audit
+
+licences: $(READY) ## Write docs/licences.md; refuse what is not allowed
+	@$(BIN)/python -m lab.dependencies licences
 
 firms: $(READY) ## Decide the 302 real firms: make firms DATA=folder
 	@$(BIN)/loanmesh decide-firms $(DATA)
