@@ -15,12 +15,15 @@ import asyncpg
 from lending.intake.v1 import intake_service_pb2 as pb
 
 from lab.history import Event, Recorder, Standing, Told, digest_of
+from loanmesh.runtime.sealed import Sealer, is_sealed
 
 _APPLICATIONS = """
-SELECT a.lender, a.id, a.revision, a.state, a.assessment, a.accepted_offer, a.owner, a.due_at, a.not_before, d.payload
+SELECT a.lender, a.id, a.revision, a.state, a.assessment, a.accepted_offer, a.owner, a.due_at, a.not_before, d.payload,
+  a.key_id, a.data_key
 FROM application a LEFT JOIN decision d ON d.application_id = a.id AND d.assessment = a.assessment ORDER BY a.id"""
 _DECISIONS = """
-SELECT a.lender, a.id, d.payload, e.profile FROM decision d JOIN application a ON a.id = d.application_id
+SELECT a.lender, a.id, d.assessment, d.payload, e.profile, a.key_id, a.data_key FROM decision d
+JOIN application a ON a.id = d.application_id
 LEFT JOIN evidence e ON e.application_id = d.application_id AND e.assessment = d.assessment
 ORDER BY a.id, d.assessment"""
 _EVENTS = """
@@ -29,16 +32,16 @@ ORDER BY a.id, e.seq"""
 _PENDING = "SELECT count(*) FROM application WHERE state = 'PENDING'"
 
 
-async def audit(database: str, at: float) -> Recorder:
+async def audit(database: str, at: float, sealer: Sealer) -> Recorder:
     """Standing, decisions with their evidence, and events of every application, as records of the time `at`."""
     applications, decisions, events = await read(database, _APPLICATIONS, _DECISIONS, _EVENTS)
     found = Recorder(lambda: at)
     for row in applications:
-        found.add(_standing(row, at))
-    for lender, id_, decision, profile in decisions:
+        found.add(_standing(row, at, sealer))
+    for lender, id_, assessment, decision, profile, *key in decisions:
         evidence = pb.ExplainDecisionResponse()
-        evidence.decision.ParseFromString(decision)
-        evidence.profile.ParseFromString(profile or b"")
+        evidence.decision.ParseFromString(_part(sealer, lender, id_, assessment, "decision", decision, *key))
+        evidence.profile.ParseFromString(_part(sealer, lender, id_, assessment, "profile", profile or b"", *key))
         found.explained(f"{lender}/applications/{id_}", evidence)
     for told in _histories(events, at):
         found.add(told)
@@ -64,9 +67,20 @@ async def read(database: str, *queries: str) -> list[Sequence[Any]]:
         await postgres.close()
 
 
-def _standing(row: Sequence[Any], at: float) -> Standing:
-    lender, id_, revision, state, assessment, accepted, owner, due_at, not_before, decision = row
-    shown = pb.Decision.FromString(decision) if decision else None
+def _part(
+    sealer: Sealer, lender: str, id_: str, assessment: int, part: str, blob: bytes, key_id: str, wrapped: bytes
+) -> bytes:
+    name = f"{lender}/applications/{id_}"
+    if not is_sealed(blob):
+        return blob
+    return sealer.open_key(key_id, wrapped, name).unseal(blob, f"{name}/assessments/{assessment}/{part}")
+
+
+def _standing(row: Sequence[Any], at: float, sealer: Sealer) -> Standing:
+    lender, id_, revision, state, assessment, accepted, owner, due_at, not_before, decision, *key = row
+    shown = None
+    if decision:
+        shown = pb.Decision.FromString(_part(sealer, lender, id_, assessment, "decision", decision, *key))
     return Standing(
         at, f"{lender}/applications/{id_}", revision, state, assessment if shown else 0,
         digest_of(shown) if shown else "", accepted, owner or "", due_at, not_before if state == "PENDING" else None,

@@ -31,6 +31,8 @@ from lab.proxy import Proxy
 from lab.rows import Row, at_least, at_most, write_rows
 from loanmesh.client import Client
 from loanmesh.runtime.clock import Clock, SystemClock
+from loanmesh.runtime.keys import Keys, read_ring
+from loanmesh.runtime.sealed import Sealer
 
 LEASE_S = 2.0
 TWO_EACH = "intake=2,bureau=2,scoring=2,pricing=2"
@@ -83,6 +85,8 @@ async def under_fire(plan: Plan, folder: Path, clock: Clock, dice: random.Random
             ready = await mesh.start()
             joining = settings | {
                 "INTAKE_DATABASE_URL": database,
+                "INTAKE_PRIVACY__KEYS_FILE": str(folder / "state" / "intake-keys.json"),
+                "BUREAU_PRIVACY__KEYS_FILE": str(folder / "state" / "bureau-keys.json"),
                 "INTAKE_BUREAU": ready["targets"]["bureau"],
                 "INTAKE_SCORING": ready["targets"]["scoring"],
             }
@@ -128,7 +132,8 @@ async def run(plan: Plan, folder: Path, clock: Clock, say: Say) -> list[Row]:
         say(f"{plan.database}: {callers.acknowledged} acknowledged in {took_s:.0f} s, {struck.total()} faults; judging")
         target = (await world.mesh.ask({}))["targets"]["intake"]
         await _ask_sample(target, recorder, dice)
-        witness = await audit(world.database, clock.monotonic())
+        sealer = Sealer(Keys(read_ring(folder / "state" / "intake-keys.json"), clock))
+        witness = await audit(world.database, clock.monotonic(), sealer)
         crashes = world.mesh.crashes()
     return _judge(plan, callers, struck, undecided, crashes, took_s, [*recorder.records, *witness.records], say)
 

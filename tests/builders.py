@@ -10,10 +10,19 @@ from lending.bureau.v1.bureau_service_pb2 import CreditProfile, SourceReport
 from lending.intake.v1.intake_service_pb2 import Application
 
 from lab.population import SOURCES, Kind, Population
-from loanmesh.runtime.clock import FakeClock
+from loanmesh.runtime.clock import Clock, FakeClock
+from loanmesh.runtime.keys import Keys, new_ring
+from loanmesh.runtime.sealed import Sealer
 
 NOW = FakeClock().now()
 POPULATION = Population(seed=1)
+RING = new_ring(NOW - dt.timedelta(days=1))
+"""Keys of this run of the tests."""
+
+
+def a_sealer(clock: Clock | None = None) -> Sealer:
+    """A sealer with the keys of this run."""
+    return Sealer(Keys(RING, clock or FakeClock()))
 
 
 def an_application(kind: Kind = "person", index: int = 1, now: dt.datetime = NOW) -> Application:

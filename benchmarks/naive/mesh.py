@@ -6,9 +6,11 @@ import json
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from benchmarks.bench import Bench
 from benchmarks.machine import child
+from loanmesh.runtime.keys import new_ring, write_ring
 
 
 @asynccontextmanager
@@ -19,7 +21,13 @@ async def plain_mesh(bench: Bench, **environment: str) -> AsyncIterator[tuple[st
         sandbox = child("-m", "lab.sandbox", "--port", "0", "--state", folder, cores=bench.cores.outside)
         _, ready = await stack.enter_async_context(sandbox)
         sources_url = f"http://{json.loads(ready)['address']}"
-        settings = {"BUREAU_SOURCES_URL": sources_url, "BUREAU_DATABASE_URL": f"sqlite:///{folder}/bureau.db"}
+        keys = Path(folder) / "bureau-keys.json"
+        write_ring(keys, new_ring(bench.clock.now()), new=True)
+        settings = {
+            "BUREAU_SOURCES_URL": sources_url,
+            "BUREAU_DATABASE_URL": f"sqlite:///{folder}/bureau.db",
+            "BUREAU_PRIVACY__KEYS_FILE": str(keys),
+        }
         pids: dict[str, int] = {}
         address = ""
         for name in ("bureau", "scoring", "pricing", "intake"):

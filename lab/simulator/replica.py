@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import functools
 import random
 from abc import ABC, abstractmethod
@@ -20,12 +21,15 @@ from lending.type.v1.party_pb2 import Party
 
 from lab.simulator.callers import POISON
 from lab.simulator.database import DatabaseServer
-from lab.simulator.loop import NodeClock, VirtualLoop
+from lab.simulator.loop import EPOCH_S, NodeClock, VirtualLoop
 from lab.simulator.network import Channel, Network, Observer, Retry, Server, asked_for
 from lab.simulator.sources import SimWire, Sources
 from loanmesh.runtime.breaker import Breaker, BreakerSettings, Change, State
 from loanmesh.runtime.channel import SERVICE_CONFIG, _interceptors
+from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.guard import BulkheadSettings, Guard
+from loanmesh.runtime.keys import KeyRing, Keys, new_ring
+from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import ServerInterceptor
 from loanmesh.runtime.witness import WitnessedClock
 from services.bureau.brownout import Brownout
@@ -45,6 +49,7 @@ from services.intake.parking import Parking
 from services.intake.parking_servicer import ParkingServicer
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Case, Deferred, Result
+from services.intake.privacy import Privacy
 from services.intake.quota import Quota
 from services.intake.replay import Replay
 from services.intake.servicer import IntakeServicer
@@ -234,7 +239,7 @@ class Intake(Process):
         around, sizes = self.around, self.around.sizes
         self.database = around.databases["intake"].connect(self.node, self.owner)
         clock = WitnessedClock(self.clock, lambda: store.now(), lambda _: None)
-        store = Store(self.database, clock, self.owner, sizes.lease_s)
+        store = Store(self.database, clock, self.owner, sizes.lease_s, Privacy(sealer(clock)))
         channels = [
             Channel(around.network, self.node, service, RETRY, _interceptors(clock, deadline_s))
             for service in ("bureau", "scoring", "pricing")
@@ -336,7 +341,7 @@ class Bureau(Process):
             breaker = Breaker(sizes.breaker, clock, around.dice, functools.partial(self._tell, name))
             guards[name] = Guard(name, "source", breaker, bulkhead, clock)
             wire.breakers[name] = breaker
-        self.cache = AnswerStore(around.databases["bureau"].connect(self.node, self.owner), clock)
+        self.cache = AnswerStore(around.databases["bureau"].connect(self.node, self.owner), clock, sealer(clock))
         self.gatherer = Gatherer(
             sources,
             wire,
@@ -387,9 +392,19 @@ class Pricing(Process):
 SERVICES: Mapping[str, type[Process]] = {"intake": Intake, "bureau": Bureau, "scoring": Scoring, "pricing": Pricing}
 
 
-def hashed(number: str) -> str:
+def hashed(_: str, number: str) -> str:
     """The cache's key of a subject. The real one is keyed; nothing here is secret."""
     return f"h{number}"
+
+
+def sealer(clock: Clock) -> Sealer:
+    """What the real services seal with, under keys that are the same in each run and no secret."""
+    return Sealer(Keys(_ring(), clock))
+
+
+@lru_cache(maxsize=1)
+def _ring() -> KeyRing:
+    return new_ring(dt.datetime.fromtimestamp(EPOCH_S - 86400, dt.UTC), bytes)
 
 
 @lru_cache(maxsize=1)

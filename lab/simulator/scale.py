@@ -30,11 +30,13 @@ from lending.scoring.v1.scoring_service_pb2 import Score
 from lab.simulator.callers import application_bytes
 from lab.simulator.database import DatabaseServer, blank
 from lab.simulator.loop import EPOCH_S, NodeClock, VirtualLoop
+from lab.simulator.replica import sealer
 from loanmesh.runtime.database import Row, Script, Statement
 from services.intake.application import New
 from services.intake.parking import Parking
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Case, Result
+from services.intake.privacy import Privacy
 from services.intake.settings import ParkingSettings
 from services.intake.store import Store
 from services.intake.tables import metadata
@@ -213,7 +215,7 @@ class Replica:
         self._core = Core(clock)
         self._decided = decided
         self._room = asyncio.Event()
-        self._store = Store(store, clock, f"intake-{number}", lease_s=10.0)
+        self._store = Store(store, clock, f"intake-{number}", 10.0, Privacy(sealer(clock)))
         ports = Ports(self._core, clock, costs)
         parking = Parking(ParkingSettings(), clock, random.Random(number))
         pipeline = Pipeline(

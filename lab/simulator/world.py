@@ -315,7 +315,7 @@ class World:
                 registered, facts = facts_of()[identity]
                 found = registered or source.id != "central_bank"
                 answer = Answer(found, facts[source.id] if found else {}, observed, observed)
-                rows.append((LENDER, hashed(identity), source.id, answer.to_json(), observed))
+                rows.append((LENDER, hashed(LENDER, identity), source.id, answer.to_json(), observed))
         self.databases["bureau"].perform(
             lambda c: c.executemany(
                 "INSERT INTO source_answer (lender, subject_hash, source, answer, fetched_at) VALUES (?, ?, ?, ?, ?)",

@@ -20,6 +20,7 @@ from loanmesh.cli.authority import Authority, CannotIssue, Subject
 from loanmesh.cli.names import NameServer, target
 from loanmesh.runtime.certificates import BadCertificate
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.keys import new_ring, write_ring
 from loanmesh.runtime.supervised import SUPERVISED
 
 DEFAULT_PORTS = {"intake": 7401, "bureau": 7402, "scoring": 7403, "pricing": 7404, "sandbox": 7405, "sink": 7406}
@@ -137,6 +138,7 @@ class Mesh:
             "replicas": {name: [facts(part) for part in parts] for name, parts in self.replicas.items()},
             "targets": {name: self.target(name) for name in SERVICES},
             "otlp": f"http://{self._sink_address}",
+            "sink": facts(self._sink),
             **({"certs": str(self.certs)} if self.certs else {}),
         }
 
@@ -146,6 +148,9 @@ class Mesh:
         """Start all parts; raises CannotStart with the reason when one does not come up."""
         self._state.mkdir(parents=True, exist_ok=True)
         await self._take_lock()
+        for service in WITH_DATABASE:
+            if not (file := keys_file(self._state, service)).exists():
+                write_ring(file, new_ring(self._clock.now()), new=True)
         if self.certs:
             self._renewing = asyncio.create_task(self._renew(self._certified(self.certs)))
         try:
@@ -326,6 +331,7 @@ class Mesh:
         }
         if service in WITH_DATABASE:
             ours[f"{prefix}_DATABASE_URL"] = f"sqlite:///{self._state / service}.db"
+            ours[f"{prefix}_PRIVACY__KEYS_FILE"] = str(keys_file(self._state, service))
         if service == "intake":
             ours |= {f"INTAKE_{other.upper()}": self.target(other) for other in ("bureau", "scoring", "pricing")}
         if service == "bureau":
@@ -435,6 +441,11 @@ class Mesh:
             self._said(f"{part.name} did not leave within {STOP_WITHIN_S:g} s; killed")
             process.kill()
             await process.wait()
+
+
+def keys_file(state: Path, service: str) -> Path:
+    """Where the mesh keeps the keys of a service that has a database."""
+    return state / f"{service}-keys.json"
 
 
 def check_replicas(wanted: Mapping[str, int]) -> None:

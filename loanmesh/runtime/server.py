@@ -27,6 +27,7 @@ from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
 from loanmesh.runtime.limits import server_options
 from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.profile import profiled
+from loanmesh.runtime.redaction import guard_outputs
 from loanmesh.runtime.setting_rules import refusing
 from loanmesh.runtime.settings import ServerSettings, ServiceSettings, load
 from loanmesh.runtime.status import item_status, status_code
@@ -71,6 +72,7 @@ def run(name: str, settings_class: type[C], build: Callable[[C, Clock], Awaitabl
     settings = load(settings_class)
     owner = new_owner(name)
     telemetry.start_telemetry(name, owner, settings.telemetry)
+    guard_outputs()
     try:
         import uvloop
 
@@ -98,7 +100,10 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
     for add, servicer in service.registrations:
         add(servicer, unregistered)
     heartbeat = Heartbeat(clock, telemetry.observe(service.vitals))
-    add_OpsServiceServicer_to_server(ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat), unregistered)
+    add_OpsServiceServicer_to_server(
+        ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat, telemetry.histogram(measures.SERVER_CALL)),
+        unregistered,
+    )
     names = (*service.service_names, ops.SERVICE_NAME)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, unregistered)

@@ -51,6 +51,18 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
     limits: LimitSettings = LimitSettings()
 
 
+class PrivacySettings(BaseModel, frozen=True, extra="forbid"):
+    """Keys to what is stored of persons and firms, and how passes over it go."""
+
+    keys_file: str
+    """JSON file of keys, for its owner alone; in a cluster a mounted Secret. Re-read when it changes.
+    `loanmesh keys new FILE` makes one, `loanmesh keys rotate FILE` adds newer keys."""
+    pass_every_s: Annotated[float, Field(gt=0)] = 60.0
+    """How often to look for what is to be sealed anew or erased."""
+    pass_rows: Annotated[int, Field(ge=1, le=1000)] = 100
+    """Rows a transaction of such a pass; between two of them it rests, so that it takes a tenth of the time at most."""
+
+
 class TlsSettings(BaseModel, frozen=True, extra="forbid"):
     """Who a service is to others, and whom it believes. Files are read again when they change."""
 

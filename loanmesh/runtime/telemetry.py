@@ -31,6 +31,7 @@ from loanmesh.runtime.breaker import State
 from loanmesh.runtime.clock import SystemClock, new_owner
 from loanmesh.runtime.histogram import Exporting, Histogram
 from loanmesh.runtime.measures import Measure
+from loanmesh.runtime.redaction import redact
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import LoggerProvider
@@ -67,6 +68,7 @@ def start_telemetry(service: str, owner: str, settings: TelemetrySettings) -> No
             *([_send] if endpoints else []),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            redact,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
@@ -140,8 +142,13 @@ class _Log:
 
 def recorder(measure: Measure) -> Callable[[float, Mapping[str, str]], None]:
     """Records what is distributed, with what it is recorded by; one a measure and process."""
+    return histogram(measure).record
+
+
+def histogram(measure: Measure) -> Histogram:
+    """The process's one histogram of a measure."""
     clock = SystemClock()
-    return _histograms.setdefault(measure.name, Histogram(measure, lambda: int(clock.now().timestamp() * 1e9))).record
+    return _histograms.setdefault(measure.name, Histogram(measure, lambda: int(clock.now().timestamp() * 1e9)))
 
 
 def observe(vitals: Vitals) -> Callable[[float], None]:

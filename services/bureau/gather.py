@@ -64,7 +64,7 @@ class Cache(Protocol):
 class Gatherer:
     """Gathers profiles. Two askers of the same fact share one query, also across calls.
 
-    subject_hash  keyed hash of an identity number: the cache holds no numbers.
+    subject_hash  keyed hash of (lender, identity number): the cache holds no numbers.
     guards        one a source.
     brownouts     what is left out while a source is overloaded; a source without one is always asked.
     follow        told of each batch when it is gathered.
@@ -77,7 +77,7 @@ class Gatherer:
         wire: Wire,
         cache: Cache,
         clock: Clock,
-        subject_hash: Callable[[str], str],
+        subject_hash: Callable[[str, str], str],
         *,
         guards: Mapping[str, Guard],
         budget_s: float,
@@ -137,7 +137,7 @@ class Gatherer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _wanted(self, item: GatherProfilesRequest.Item, now: dt.datetime) -> list[Key]:
-        subject = self._hash(item.party.identity.value)
+        subject = self._hash(item.lender, item.party.identity.value)
         may_ask = consented(item.consents, item.party, now)
         return [(item.lender, subject, source) for source in self._sources if source in may_ask]
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import random
+from pathlib import Path
 
 from lending.bureau.v1.bureau_service_pb2_grpc import add_BureauServiceServicer_to_server
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.guard import BulkheadSettings, make_guard
+from loanmesh.runtime.keys import Keys
 from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
+from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.setting_rules import WrongSetting
 from loanmesh.runtime.tracing import recorder
@@ -38,6 +40,8 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         raise WrongSetting(
             "BUREAU_BROWNOUT__OPTIONAL", f"no such source: {', '.join(sorted(unknown))}", ", ".join(sources)
         )
+    keys = Keys.open("BUREAU_PRIVACY__KEYS_FILE", Path(settings.privacy.keys_file), clock)
+    sealer = Sealer(keys)
     url = settings.database_url.get_secret_value()
     with opening("BUREAU_DATABASE_URL", url):
         await asyncio.to_thread(prepare, url, "services.bureau", settings.migrate)
@@ -46,19 +50,18 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         raise WrongSetting("BUREAU_QUERY_FEN", f"no such source: {', '.join(sorted(unknown))}", ", ".join(sources))
     figures = {name: SourceFigures(settings.query_fen.get(name, 0)) for name in sources}
     wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s, random.Random())
-    store = AnswerStore(database, clock)
+    store = AnswerStore(database, clock, sealer)
     bulkhead = BulkheadSettings(at_once_max=settings.gather.at_once_max, waiting_max=settings.gather.waiting_max)
     guards = {name: make_guard(name, "source", settings.breaker, bulkhead, clock, random.Random()) for name in sources}
     brownouts = {
         name: Brownout(guard, settings.brownout, settings.gather.budget_s, clock) for name, guard in guards.items()
     }
-    key = settings.subject_key.get_secret_value().encode()
     gatherer = Gatherer(
         sources,
         wire,
         store,
         clock,
-        lambda number: hmac.digest(key, number.encode(), "sha256").hex(),
+        sealer.subject,
         guards=guards,
         budget_s=settings.gather.budget_s,
         retry_s=settings.gather.retry_s,
@@ -72,9 +75,11 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         queues=[Queue("cache_writes", lambda: store.waiting, stored.WAITING_MAX)],
         steps=sorted((s for b in brownouts.values() for s in b.steps), key=lambda s: s.name != SERVE_CACHED),
     )
+    looking = asyncio.create_task(keys.look_forever())
     purging = asyncio.create_task(_purge(store, max(s.usable_for_s for s in sources.values()), clock))
 
     async def close() -> None:
+        looking.cancel()
         purging.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await purging

@@ -11,7 +11,7 @@ from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.degradation import StepSettings
 from loanmesh.runtime.migrations import When
 from loanmesh.runtime.setting_rules import DatabaseUrl, HttpUrl
-from loanmesh.runtime.settings import ServerSettings, ServiceSettings
+from loanmesh.runtime.settings import PrivacySettings, ServerSettings, ServiceSettings
 
 
 class Gather(BaseModel, frozen=True, extra="forbid"):
@@ -54,12 +54,12 @@ class BureauSettings(ServiceSettings):
     start before: so in a cluster, where a Job changes tables, once a release."""
     sources_url: HttpUrl = "http://127.0.0.1:7405"
     """Where the sources are reached; each under /v1/{source}/query."""
-    subject_key: SecretStr = SecretStr("loanmesh-local-demo-key")
-    """Key of the hash under which subjects are stored, so that the cache holds no identity numbers."""
     gather: Gather = Gather()
     breaker: BreakerSettings = BreakerSettings()
     """When a source is left alone for a while; each source has its own breaker, all with these settings."""
     brownout: BrownoutSettings = BrownoutSettings()
+    privacy: PrivacySettings = PrivacySettings(keys_file="var/bureau-keys.json")
+    """Keys that the cache is sealed and looked up with."""
     query_fen: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     """What a query of each source costs by contract, fen, e.g. {"central_bank": 200}; a source not named costs nothing.
     Only counted (`loanmesh.source.spend`): it changes no decision."""

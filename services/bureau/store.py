@@ -11,15 +11,20 @@ import structlog
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import Database, Script, Statement
 from loanmesh.runtime.errors import NotNow
+from loanmesh.runtime.sealed import Sealer, Unsealable
 from services.bureau.gather import Key
 from services.bureau.profile import Answer
 
 _PUT = """
-INSERT INTO source_answer (lender, subject_hash, source, answer, fetched_at) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (lender, subject_hash, source) DO UPDATE SET answer = excluded.answer, fetched_at = excluded.fetched_at
+INSERT INTO source_answer (lender, subject_hash, source, answer, sealed, key_id, fetched_at)
+VALUES (?, ?, ?, '', ?, ?, ?)
+ON CONFLICT (lender, subject_hash, source) DO UPDATE SET
+  answer = '', sealed = excluded.sealed, key_id = excluded.key_id, fetched_at = excluded.fetched_at
 WHERE excluded.fetched_at > source_answer.fetched_at"""
 # By lender first, as the primary key is: without it each look would read the whole table.
-_GET = "SELECT subject_hash, source, answer FROM source_answer WHERE lender = ? AND subject_hash IN ({marks})"
+_GET = """
+SELECT subject_hash, source, answer, sealed, key_id FROM source_answer
+WHERE lender = ? AND subject_hash IN ({marks})"""
 _PURGE = "DELETE FROM source_answer WHERE fetched_at < ?"
 IN_MEMORY_MAX = 50_000
 WAITING_MAX = 10_000
@@ -33,9 +38,10 @@ log = structlog.get_logger()
 class AnswerStore:
     """A cache: losing it costs a query, never a decision. So a broken disk is reported, and gathering goes on."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, sealer: Sealer) -> None:
         self._database = database
         self._clock = clock
+        self._sealer = sealer
         self._memory: OrderedDict[Key, Answer] = OrderedDict()
         self._waiting: OrderedDict[Key, Answer] = OrderedDict()
         self._writer: asyncio.Task[None] | None = None
@@ -90,7 +96,20 @@ class AnswerStore:
         except NotNow as error:
             log.warning("cache_unreadable", error=str(error))
             return {}
-        return {(lender, subject, source): Answer.from_json(text) for subject, source, text in rows}
+        found: dict[Key, Answer] = {}
+        for subject, source, plain, sealed, key_id in rows:
+            try:
+                said = plain if sealed is None else _unsealed(self._sealer, (lender, subject, source), sealed, key_id)
+            except (NotNow, Unsealable) as error:
+                log.warning("cache_unreadable", error=str(error))
+                continue
+            found[lender, subject, source] = Answer.from_json(said)
+        return found
+
+    def _sealed(self, key: Key, answer: Answer) -> tuple[bytes, str]:
+        """As it is stored, and the key for it. A key is derived for each subject, so that none is used too often."""
+        data_key = self._sealer.row_key("/".join(key[:2]))
+        return data_key.seal(answer.to_json().encode(), "/".join(key)), data_key.key_id
 
     def _remember(self, key: Key, answer: Answer) -> None:
         held = self._memory.get(key)
@@ -106,12 +125,19 @@ class AnswerStore:
                 await self._clock.sleep(WRITE_AFTER_S)
             batch = [self._waiting.popitem(last=False) for _ in range(min(BATCH_MAX, len(self._waiting)))]
             # In the order of the key, so that two replicas that write the same rows do not deadlock.
-            rows = [(*key, answer.to_json(), answer.fetched_at) for key, answer in sorted(batch, key=lambda b: b[0])]
+            rows = [
+                (*key, *self._sealed(key, answer), answer.fetched_at)
+                for key, answer in sorted(batch, key=lambda b: b[0])
+            ]
             put = Statement(_PUT, rows)
             try:
                 await self._database.run(lambda put=put: _one(put))  # type: ignore[misc]
             except NotNow as error:
                 log.warning("cache_unwritable", error=str(error), dropped=len(rows))
+
+
+def _unsealed(sealer: Sealer, key: Key, sealed: bytes, key_id: str) -> str:
+    return sealer.open_row_key(key_id, "/".join(key[:2])).unseal(sealed, "/".join(key)).decode()
 
 
 def _one(statement: Statement) -> Script[None]:

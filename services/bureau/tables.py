@@ -1,8 +1,8 @@
-"""The table bureau owns: what sources said, by subject hash; no identity numbers."""
+"""The tables bureau owns: what sources said, sealed, by subject hash; no identity numbers."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Double, MetaData, Text
+from sqlalchemy import Column, Double, LargeBinary, MetaData, Text
 from sqlmodel import Field, SQLModel
 
 metadata = MetaData()
@@ -23,3 +23,14 @@ class SourceAnswerRow(Table, table=True):
     source: str = Field(sa_column=Column(Text, primary_key=True))
     answer: str = Field(sa_column=Column(Text, nullable=False))
     fetched_at: float = Field(sa_column=Column(Double, nullable=False, index=True))
+    sealed: bytes | None = Field(sa_column=Column(LargeBinary, nullable=True))
+    key_id: str | None = Field(sa_column=Column(Text, nullable=True))
+
+
+class ErasureRow(Table, table=True):
+    """A subject whose answers were erased, for as long as other replicas may have them in memory."""
+
+    __tablename__ = "erasure"
+    lender: str = Field(sa_column=Column(Text, primary_key=True))
+    subject_hash: str = Field(sa_column=Column(Text, primary_key=True))
+    erased_at: float = Field(sa_column=Column(Double, nullable=False, index=True))

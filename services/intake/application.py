@@ -16,6 +16,7 @@ from lending.type.v1.party_pb2 import Identity, Party
 
 from loanmesh.runtime.errors import WrongState
 from loanmesh.runtime.identity import age_on, valid_credit_code, valid_resident_id
+from services.intake.privacy import Cover
 
 OUTPUT_ONLY = (
     "name", "state", "create_time", "update_time", "estimate_time", "waiting_for", "missing_information",
@@ -93,6 +94,8 @@ class New:
     created_at: float
     traceparent: str = ""
     """W3C trace context of the call that brought it; '' where it is not traced."""
+    numbers: tuple[str, ...] = field(default=(), repr=False)
+    """Identity numbers of its parties, by whose hashes it is found."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class Claim:
     """Whether its applicant was asked for something and supplied it: it was not us alone that it waited for."""
     lost_lease: str = ""
     """`owner@seconds`: who held it before us and until when, where that lease ended by itself; '' else."""
+    cover: Cover | None = field(default=None, repr=False, compare=False)
+    """How its content is kept; None where it comes from no store."""
 
     @property
     def trace_id(self) -> str:
@@ -157,6 +162,8 @@ class Snapshot:
     updated_at: float
     decision: bytes | None
     priority: int = 1
+    erased_at: float | None = None
+    """When its personal content was erased; payload and decision are empty then."""
 
 
 def as_stored(new: New) -> Snapshot:

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 
 import structlog
 import yaml
@@ -20,8 +21,10 @@ from loanmesh.runtime.clock import Clock, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.degradation import Step
 from loanmesh.runtime.guard import Guard, make_guard
+from loanmesh.runtime.keys import Keys
 from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
+from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, recorder
 from loanmesh.runtime.vitals import Queue, Standing, Vitals
@@ -38,6 +41,7 @@ from services.intake.parking_servicer import SERVICE_NAME as PARKING
 from services.intake.parking_servicer import ParkingServicer
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Decided, Deferred, Result
+from services.intake.privacy import Privacy
 from services.intake.quota import Allowance, Quota
 from services.intake.reception import Reception
 from services.intake.replay import Replay
@@ -77,6 +81,8 @@ def labels() -> dict[str, Label]:
 
 async def build(settings: IntakeSettings, clock: Clock) -> Service:
     """Put intake together and start its worker."""
+    keys = Keys.open("INTAKE_PRIVACY__KEYS_FILE", Path(settings.privacy.keys_file), clock)
+    privacy = Privacy(Sealer(keys), seals=settings.privacy.seal_new)
     url = settings.database_url.get_secret_value()
     with opening("INTAKE_DATABASE_URL", url):
         await asyncio.to_thread(prepare, url, "services.intake", settings.migrate)
@@ -86,7 +92,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     witnessed = WitnessedClock(
         clock, lambda: store.now(), lambda ahead_s: report("clock_not_believed", ahead_s=round(ahead_s, 3))
     )
-    store = Store(database, witnessed, owner, settings.lease.duration_s)
+    store = Store(database, witnessed, owner, settings.lease.duration_s, privacy)
     with opening("INTAKE_DATABASE_URL", url):
         await witnessed.look()
     clock = witnessed
@@ -195,7 +201,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     if settings.work.decides:
         worker.start()
     watch.start()
-    looking = asyncio.create_task(witnessed.look_forever())
+    looking = [asyncio.create_task(witnessed.look_forever()), asyncio.create_task(keys.look_forever())]
 
     async def drain() -> None:
         scaler_servicer.leave()
@@ -203,8 +209,9 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         watch.leave()
 
     async def close() -> None:
-        looking.cancel()
-        await asyncio.wait([looking])
+        for task in looking:
+            task.cancel()
+        await asyncio.wait(looking)
         await watch.stop()
         await asyncio.gather(*(channel.close() for channel in channels))
         await database.close()

@@ -184,6 +184,7 @@ class IntakeServicer(IntakeServiceServicer):
             channel=inputs.channel,
             created_at=now.timestamp(),
             traceparent=traceparent,
+            numbers=tuple(party.identity.value for party in inputs.parties),
         )
 
     def _require_sure(self) -> None:

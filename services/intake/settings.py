@@ -11,7 +11,7 @@ from loanmesh.runtime.breaker import BreakerSettings
 from loanmesh.runtime.guard import BulkheadSettings
 from loanmesh.runtime.migrations import When
 from loanmesh.runtime.setting_rules import DatabaseUrl, Target
-from loanmesh.runtime.settings import ServerSettings, ServiceSettings
+from loanmesh.runtime.settings import PrivacySettings, ServerSettings, ServiceSettings
 
 
 class Lease(BaseModel, frozen=True, extra="forbid"):
@@ -95,6 +95,16 @@ class Downstream(BaseModel, frozen=True, extra="forbid"):
     """Batches under way are bounded by `work` already; this bounds schedules as well."""
 
 
+class IntakePrivacy(PrivacySettings, frozen=True, extra="forbid"):
+    """How applications are sealed."""
+
+    keys_file: str = "var/intake-keys.json"
+    """JSON file of keys, for its owner alone; in a cluster a mounted Secret. Re-read when it changes.
+    `loanmesh keys new FILE` makes one, `loanmesh keys rotate FILE` adds newer keys."""
+    seal_new: bool = True
+    """Whether new applications are sealed. False only while replicas of a release that cannot read them run beside."""
+
+
 class ScalerSettings(BaseModel, frozen=True, extra="forbid"):
     """How many replicas KEDA is told are wanted. Figures of one replica with a core of its own, cold, as `make bench`
     measured them; `loanmesh promotion capacity` says those of another machine, and a ScaledObject may say its own."""
@@ -149,5 +159,6 @@ class IntakeSettings(ServiceSettings):
     due: Due = Due()
     quota: QuotaSettings = QuotaSettings()
     downstream: Downstream = Downstream()
+    privacy: IntakePrivacy = IntakePrivacy()
     scaler: ScalerSettings = ScalerSettings()
     parking: ParkingSettings = ParkingSettings()

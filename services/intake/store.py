@@ -12,20 +12,25 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+import structlog
+
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import Database, Row, Script, Statement
-from loanmesh.runtime.errors import InvalidRequest, NotFound, RequestIdConflict
+from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, RequestIdConflict, WrongState
+from loanmesh.runtime.sealed import Unsealable
 from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored, chain
 from services.intake.held import AGED_SHARE
 from services.intake.ports import Awaiting, Decided, Deferred, Parked, Result
+from services.intake.privacy import PARTS, Cover, Privacy, name_of, part_of
 
 _INSERT = """
 INSERT INTO application (id, lender, client_id, request_id, payload, payload_hash, priority, channel, created_at,
-  updated_at, traceparent, owner, lease_until, event_hash, not_before,
+  updated_at, traceparent, key_id, data_key, look_up_id, owner, lease_until, event_hash, not_before,
   fence, attempts, state, waiting_for, missing, assessment, accepted_offer, revision)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now} + ?, ?, {now}, 1, 1, 'PENDING', '[]', '[]', 1, '', 1)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now} + ?, ?, {now}, 1, 1, 'PENDING', '[]', '[]', 1, '', 1)
 ON CONFLICT (lender, client_id, request_id) DO NOTHING RETURNING id, not_before"""
 _FIND = "SELECT id, payload_hash FROM application WHERE lender = ? AND client_id = ? AND request_id = ?"
+_INSERT_SUBJECT = "INSERT INTO subject (lender, subject_hash, application_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _CLAIM = """
 UPDATE application SET owner = ?, fence = fence + 1, attempts = attempts + 1, lease_until = {now} + ?,
   lost_lease = COALESCE(owner || '@' || CAST(lease_until AS TEXT), '')
@@ -33,7 +38,7 @@ WHERE id IN (SELECT id FROM application
   WHERE state = 'PENDING' AND not_before <= {now} AND (owner IS NULL OR lease_until < {now})
   ORDER BY {order} LIMIT ? {skip_locked})
 RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload, waiting_for, created_at, priority,
-  not_before, traceparent, faults, original IS NOT NULL, lost_lease"""
+  not_before, traceparent, faults, original IS NOT NULL, lost_lease, key_id, data_key"""
 _CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
 _CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
 _RENEW = """
@@ -65,10 +70,12 @@ _INSERT_EVIDENCE = """
 INSERT INTO evidence (application_id, assessment, profile, score, pricing) VALUES (?, ?, ?, ?, ?)"""
 _SNAPSHOT = """
 SELECT a.id, a.lender, a.payload, a.state, a.not_before, a.waiting_for, a.missing, a.due_at, a.assessment,
-  a.accepted_offer, a.revision, a.created_at, a.updated_at, d.payload, a.priority
+  a.accepted_offer, a.revision, a.created_at, a.updated_at, d.payload, a.priority,
+  a.erased_at, a.key_id, a.data_key
 FROM application a LEFT JOIN decision d ON d.application_id = a.id AND d.assessment = a.assessment """
 _LOCK = """
-SELECT revision, event_hash, state, payload, original FROM application WHERE id = ? AND lender = ? {for_update}"""
+SELECT revision, event_hash, state, payload, original, key_id, data_key, erased_at FROM application
+WHERE id = ? AND lender = ? {for_update}"""
 _FIND_REQUEST = "SELECT said FROM request WHERE application_id = ? AND request_id = ?"
 _INSERT_REQUEST = "INSERT INTO request (application_id, request_id, said) VALUES (?, ?, ?)"
 _OVERDUE = """
@@ -114,13 +121,15 @@ PARKED_ROWS = 500
 """Parked applications that are read at once."""
 PARAMETERS_MAX = 5000
 """Parameters of one statement; both databases allow about six times as many."""
+log = structlog.get_logger()
 
 
 class Store:
     """Applications, decisions, evidence and events, on disk when a method returns. All raise DependencyDown."""
 
-    def __init__(self, database: Database, clock: Clock, owner: str, lease_s: float) -> None:
+    def __init__(self, database: Database, clock: Clock, owner: str, lease_s: float, privacy: Privacy) -> None:
         self._database = database
+        self._privacy = privacy
         self._clock = clock
         self._owner = owner
         self._lease_s = lease_s
@@ -140,11 +149,14 @@ class Store:
             new.id: Happening(1, "accepted", new.created_at, self._owner, {"channel": new.channel}) for new, _ in batch
         }
         hashes = {key: chain("", key, event) for key, event in first.items()}
+        covers = {new.id: self._privacy.new(new.lender, new.id) for new, _ in batch}
+        look_up_id = self._privacy.look_up_id()
 
         def script() -> Script[list[Stored]]:
             rows = [
-                (n.id, n.lender, n.client_id, n.request_id, n.payload, n.payload_hash, n.priority, n.channel,
-                 n.created_at, n.created_at, n.traceparent, self._owner if ours else None,
+                (n.id, n.lender, n.client_id, n.request_id, covers[n.id].seal(n.payload, "payload"),
+                 self._privacy.fingerprint(n.payload_hash), n.priority, n.channel, n.created_at, n.created_at,
+                 n.traceparent, covers[n.id].key_id, covers[n.id].wrapped, look_up_id, self._owner if ours else None,
                  self._lease_s if ours else 0.0, hashes[n.id])
                 for n, ours in batch
             ]  # fmt: skip
@@ -154,6 +166,13 @@ class Store:
             yield Statement(
                 _INSERT_EVENT, [_event_row(key, first[key], hashes[key]) for key in first if key in inserted]
             )
+            subjects = [
+                (n.lender, hash_, n.id)
+                for n, _ in batch
+                if n.id in inserted
+                for hash_ in self._privacy.subjects(n.lender, n.numbers)
+            ]
+            yield Statement(_INSERT_SUBJECT, sorted(subjects))
             old = [n for n, _ in batch if n.id not in inserted]
             found = iter((yield Statement(_FIND, [(n.lender, n.client_id, n.request_id) for n in old])))
             answers = []
@@ -161,12 +180,13 @@ class Store:
                 if new.id in inserted:
                     claim = Claim(
                         new.id, new.lender, 1, 1, 1, 1, hashes[new.id], new.payload, "[]", new.created_at,
-                        new.priority, inserted[new.id], new.traceparent,
+                        new.priority, inserted[new.id], new.traceparent, cover=covers[new.id],
                     )  # fmt: skip
                     answers.append(Stored(new.id, new.payload_hash, False, claim if ours else None))
                 else:
-                    application_id, payload_hash = next(found)
-                    answers.append(Stored(application_id, payload_hash, True))
+                    application_id, fingerprint = next(found)
+                    same = not fingerprint or self._privacy.is_same(fingerprint, new.payload_hash)
+                    answers.append(Stored(application_id, new.payload_hash if same else "", True))
             return answers
 
         return await self._database.run(script)
@@ -184,8 +204,20 @@ class Store:
                 rows += yield Statement(_CLAIM_OLDEST, [(self._owner, self._lease_s, by_age)])
             return rows
 
-        claims = [Claim(*row) for row in await self._database.run(script)]
+        claims = [claim for row in await self._database.run(script) if (claim := self._claimed(row))]
         return sorted(claims, key=lambda claim: (claim.priority, claim.not_before))
+
+    def _claimed(self, row: Row) -> Claim | None:
+        """A claimed row as the pipeline takes it. None, and reported, where it cannot be read now: its lease ends by
+        itself, and it must not hold up the others."""
+        application_id, lender, key_id, wrapped = row[0], row[1], row[16], row[17]
+        try:
+            cover = self._privacy.stored(lender, application_id, key_id, wrapped)
+            payload = cover.unseal(row[7], "payload")
+        except (DependencyDown, Unsealable) as error:
+            log.error("application_unreadable", application=application_id, error=str(error))
+            return None
+        return Claim(*(*row[:7], payload, *row[8:16], cover))
 
     async def renew(self, claims: Sequence[Claim]) -> set[str]:
         """Hold on to leases; the ids that are still ours."""
@@ -237,14 +269,25 @@ class Store:
         ]
         ours = {row[0] for row in (yield Statement(_DECIDE, rows))}
         won = [r for r in results if r.claim.id in ours]
+        sealed = [(r.claim, r, self._seals(r.claim)) for r in won]
         yield Statement(
-            _INSERT_DECISION, [(r.claim.id, r.claim.assessment, r.claim.fence, r.decision, r.decided_at) for r in won]
+            _INSERT_DECISION,
+            [(c.id, c.assessment, c.fence, seal(r.decision, "decision"), r.decided_at) for c, r, seal in sealed],
         )
         yield Statement(
-            _INSERT_EVIDENCE, [(r.claim.id, r.claim.assessment, r.profile, r.score, r.pricing) for r in won]
+            _INSERT_EVIDENCE,
+            [
+                (c.id, c.assessment, seal(r.profile, "profile"), seal(r.score, "score"), seal(r.pricing, "pricing"))
+                for c, r, seal in sealed
+            ],
         )
         yield from _record(events, ours)
         return ours
+
+    def _seals(self, claim: Claim) -> Callable[[bytes, str], bytes]:
+        """What seals the content of one assessment."""
+        cover = claim.cover or Cover(name_of(claim.lender, claim.id))
+        return lambda plain, column: cover.seal(plain, part_of(claim.assessment, column))
 
     def _await(self, results: Sequence[Awaiting]) -> Script[set[str]]:
         events = {
@@ -342,25 +385,47 @@ class Store:
             rows = yield Statement(_LOCK, [(application_id, lender)])
             if not rows:
                 raise unknown(lender, application_id)
-            revision, before, state, payload, original = rows[0]
+            revision, before, state, payload, original, key_id, wrapped, erased_at = rows[0]
             used = yield Statement(_FIND_REQUEST, [(application_id, request_id)])
             if used:
-                _require_same(request_id, json.loads(used[0][0]), {"kind": kind, **said})
+                self._require_same(request_id, json.loads(used[0][0]), {"kind": kind, **said})
                 return
+            if erased_at is not None:
+                raise erased(application_id, erased_at)
+            cover = self._privacy.stored(lender, application_id, key_id, wrapped)
             decisions = yield Statement(
-                "SELECT d.payload FROM decision d JOIN application a ON a.id = d.application_id"
+                "SELECT d.payload, d.assessment FROM decision d JOIN application a ON a.id = d.application_id"
                 " AND a.assessment = d.assessment WHERE a.id = ?",
                 [(application_id,)],
             )
-            columns = apply(State(state), payload, decisions[0][0] if decisions else None)
-            if "payload" in columns and original is None:
-                # A repeated submit is compared with what was submitted, not with what was supplied since.
-                columns["original"] = payload
+            decision = cover.unseal(decisions[0][0], part_of(decisions[0][1], "decision")) if decisions else None
+            plain = cover.unseal(payload, "payload")
+            columns = apply(State(state), plain, decision)
+            if isinstance(supplied := columns.get("payload"), bytes):
+                columns["payload"] = cover.seal(supplied, "payload")
+                if original is None:
+                    # A repeated submit is compared with what was submitted, not with what was supplied since.
+                    columns["original"] = cover.seal(plain, "original")
             yield from self._update(application_id, revision, before, columns, kind, at, details)
-            used_for = json.dumps({"kind": kind, **said}, sort_keys=True)
+            prints = {name: self._privacy.fingerprint(value) for name, value in said.items()}
+            used_for = json.dumps({"kind": kind, **prints}, sort_keys=True)
             yield Statement(_INSERT_REQUEST, [(application_id, request_id, used_for)])
 
         await self._database.run(script)
+
+    def _require_same(self, request_id: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+        """Raise RequestIdConflict where a request_id was used for something else; `before` as it is stored."""
+        fields = sorted(
+            name
+            for name in before.keys() | now.keys()
+            if name not in before or name not in now or not self._privacy.is_same(before[name], now[name])
+        )
+        if fields:
+            raise RequestIdConflict(
+                f"request_id {request_id} was used for another change of this application, {before['kind']};"
+                f" what differs: {', '.join(fields)}",
+                fields=", ".join(fields),
+            )
 
     def _update(
         self,
@@ -402,15 +467,17 @@ class Store:
         rows = await self._database.read(_SNAPSHOT + "WHERE a.id = ? AND a.lender = ?", (application_id, lender))
         if not rows:
             raise unknown(lender, application_id)
-        return _snapshot(rows[0])
+        return self._snapshot(rows[0])
 
     async def submitted(self, lender: str, application_id: str) -> bytes:
         """The payload as it was first submitted. Raises NotFound."""
-        sql = "SELECT COALESCE(original, payload) FROM application WHERE id = ? AND lender = ?"
+        sql = "SELECT payload, original, key_id, data_key FROM application WHERE id = ? AND lender = ?"
         rows = await self._database.read(sql, (application_id, lender))
         if not rows:
             raise unknown(lender, application_id)
-        return bytes(rows[0][0])
+        payload, original, key_id, wrapped = rows[0]
+        cover = self._privacy.stored(lender, application_id, key_id, wrapped)
+        return cover.unseal(payload, "payload") if original is None else cover.unseal(original, "original")
 
     async def get_many(self, ids: Sequence[str]) -> dict[str, Snapshot]:
         """Those of the given applications that exist."""
@@ -418,7 +485,7 @@ class Store:
             return {}
         marks = ", ".join("?" * len(ids))
         rows = await self._database.read(_SNAPSHOT + f"WHERE a.id IN ({marks})", tuple(ids))
-        return {row[0]: _snapshot(row) for row in rows}
+        return {row[0]: self._snapshot(row) for row in rows}
 
     async def revisions(self, ids: Sequence[str]) -> dict[str, int]:
         """Newest revision of each, for watchers."""
@@ -447,7 +514,7 @@ class Store:
         way = "DESC" if down else "ASC"
         sql = f"{_SNAPSHOT} WHERE {' AND '.join(conditions)} ORDER BY a.created_at {way}, a.id {way} LIMIT ?"
         rows = await self._database.scan(sql, (*params, page_size + 1))
-        page = [_snapshot(row) for row in rows[:page_size]]
+        page = [self._snapshot(row) for row in rows[:page_size]]
         token = _make_token(page[-1].created_at, page[-1].id, tag) if len(rows) > page_size else ""
         return page, token
 
@@ -463,12 +530,20 @@ class Store:
         """(decision, profile, score, pricing) as stored; the newest for assessment 0; None where there is none."""
         await self.get(lender, application_id)
         rows = await self._database.read(
-            "SELECT d.payload, e.profile, e.score, e.pricing FROM decision d JOIN evidence e"
-            " ON e.application_id = d.application_id AND e.assessment = d.assessment"
+            "SELECT d.payload, e.profile, e.score, e.pricing, d.assessment, a.key_id, a.data_key FROM decision d"
+            " JOIN evidence e ON e.application_id = d.application_id AND e.assessment = d.assessment"
+            " JOIN application a ON a.id = d.application_id"
             " WHERE d.application_id = ? AND (? = 0 OR d.assessment = ?) ORDER BY d.assessment DESC LIMIT 1",
             (application_id, assessment, assessment),
         )
-        return (rows[0][0], rows[0][1], rows[0][2], rows[0][3]) if rows else None
+        if not rows:
+            return None
+        *blobs, decided, key_id, wrapped = rows[0]
+        cover = self._privacy.stored(lender, application_id, key_id, wrapped)
+        decision, profile, score, pricing = (
+            cover.unseal(blob, part_of(decided, column)) for blob, column in zip(blobs, PARTS, strict=True)
+        )
+        return decision, profile, score, pricing
 
     async def backlog(self) -> list[tuple[int, int, int, int]]:
         """Applications that could be worked on now and are not decided, in the order of their turn.
@@ -476,6 +551,17 @@ class Store:
         Rows of (priority, second in which they came, how many, by how many replicas they are held).
         """
         return [(row[0], row[1], row[2], row[3]) for row in await self._database.scan(_BACKLOG)]
+
+    def _snapshot(self, row: Row) -> Snapshot:
+        cover = self._privacy.stored(row[1], row[0], row[16], row[17])
+        # An erased decision is an empty row, which keeps it the only one of its assessment.
+        decision = cover.unseal(row[13], part_of(row[8], "decision")) if row[13] else None
+        return Snapshot(
+            id=row[0], lender=row[1], payload=cover.unseal(row[2], "payload"), state=State(row[3]), not_before=row[4],
+            waiting_for=tuple(json.loads(row[5])), missing=tuple(json.loads(row[6])), due_at=row[7], assessment=row[8],
+            accepted_offer=row[9], revision=row[10], created_at=row[11], updated_at=row[12], decision=decision,
+            priority=row[14], erased_at=row[15],
+        )  # fmt: skip
 
     async def arrived(self, since: float, at_most: int) -> int:
         """How many were accepted since then, seconds since 1970, counting no further than `at_most`.
@@ -501,14 +587,11 @@ class Store:
         return Happening(event.seq, kind, at, self._owner, details, chain(claim.event_hash, claim.id, event))
 
 
-def _require_same(request_id: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    if before == now:
-        return
-    fields = ", ".join(sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)))
-    raise RequestIdConflict(
-        f"request_id {request_id} was used for another change of this application, {before['kind']};"
-        f" what differs: {fields}",
-        fields=fields,
+def erased(application_id: str, at: float) -> WrongState:
+    """The error for what cannot be done or told any more."""
+    on = dt.datetime.fromtimestamp(at, dt.UTC).date().isoformat()
+    return WrongState(
+        f"the content of application {application_id} was erased on {on}; ListEvents tells what is kept", state="ERASED"
     )
 
 
@@ -589,12 +672,3 @@ def _record(events: dict[str, Happening], ours: set[str]) -> Script[None]:
 def _event_row(application_id: str, event: Happening, hash_: str) -> Row:
     details = _as_json(event.details)
     return (application_id, event.seq, event.kind, event.at, event.actor, details, hash_)
-
-
-def _snapshot(row: Row) -> Snapshot:
-    return Snapshot(
-        id=row[0], lender=row[1], payload=row[2], state=State(row[3]), not_before=row[4],
-        waiting_for=tuple(json.loads(row[5])), missing=tuple(json.loads(row[6])), due_at=row[7], assessment=row[8],
-        accepted_offer=row[9], revision=row[10], created_at=row[11], updated_at=row[12], decision=row[13],
-        priority=row[14],
-    )  # fmt: skip

@@ -6,6 +6,7 @@ from sqlalchemy import BigInteger, Column, Double, Index, LargeBinary, MetaData,
 from sqlmodel import Field, SQLModel
 
 metadata = MetaData()
+KEPT = "erased_at IS NULL AND state <> 'PENDING'"
 
 
 class Table(SQLModel):
@@ -54,6 +55,14 @@ class ApplicationRow(Table, table=True):
             sqlite_where=text("due_at IS NOT NULL"),
             postgresql_where=text("due_at IS NOT NULL"),
         ),
+        # What there is to erase, oldest first, and histories to delete. Open rows are in neither.
+        Index("application_kept", "state", "updated_at", sqlite_where=text(KEPT), postgresql_where=text(KEPT)),
+        Index(
+            "application_erased",
+            "erased_at",
+            sqlite_where=text("erased_at IS NOT NULL"),
+            postgresql_where=text("erased_at IS NOT NULL"),
+        ),
         Index(
             "application_parked",
             "updated_at",
@@ -91,6 +100,30 @@ class ApplicationRow(Table, table=True):
     lost_lease: str = Field(sa_column=Column(Text, nullable=False, server_default=""))
     original: bytes | None = Field(sa_column=Column(LargeBinary, nullable=True))
     faults: int = Field(sa_column=Column(BigInteger, nullable=False, server_default="0"))
+    key_id: str | None = Field(sa_column=_text(nullable=True))
+    data_key: bytes | None = Field(sa_column=Column(LargeBinary, nullable=True))
+    look_up_id: str | None = Field(sa_column=_text(nullable=True))
+    erased_at: float | None = Field(sa_column=_seconds(nullable=True))
+
+
+class SubjectRow(Table, table=True):
+    """Which applications a person or firm is party to, by keyed hash of the identity number."""
+
+    __tablename__ = "subject"
+    lender: str = Field(sa_column=_text(primary_key=True))
+    subject_hash: str = Field(sa_column=_text(primary_key=True))
+    application_id: str = Field(sa_column=_text(primary_key=True))
+
+
+class ChoreRow(Table, table=True):
+    """How far a long pass over the table has come, and which replica is at it."""
+
+    __tablename__ = "chore"
+    name: str = Field(sa_column=_text(primary_key=True))
+    place: str = Field(sa_column=_text())
+    told: str = Field(sa_column=_text())
+    owner: str = Field(sa_column=_text())
+    lease_until: float = Field(sa_column=_seconds())
 
 
 class DecisionRow(Table, table=True):

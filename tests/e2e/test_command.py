@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from loanmesh.cli.mesh import DEFAULT_PORTS
+from loanmesh.runtime.clock import SystemClock
+from loanmesh.runtime.keys import new_ring, write_ring
 
 LOANMESH = [sys.executable, "-m", "loanmesh"]
 
@@ -148,12 +150,16 @@ def test_nobody_there_is_said_plainly(tmp_path: Path) -> None:
     [
         ("pricing", "PRICING_POLICY", "moon", "cn-demo-2026-11"),
         ("intake", "INTAKE_DATABASE_URL", "sqlite:////proc/nothing/x.db", "INTAKE_DATABASE_URL"),
+        ("intake", "INTAKE_PRIVACY__KEYS_FILE", "/proc/nothing/keys.json", "loanmesh keys new /proc/nothing/keys.json"),
+        ("bureau", "BUREAU_PRIVACY__KEYS_FILE", "/dev/null", "BUREAU_PRIVACY__KEYS_FILE: /dev/null is no JSON"),
         ("scoring", "SCORING_SERVER__LISTEN", "nowhere", "SCORING_SERVER__LISTEN"),
         ("intake", "INTAKE_COLOUR", "red", "INTAKE_COLOUR"),
     ],
 )
-def test_a_wrong_setting_stops_the_start(service: str, setting: str, value: str, said: str) -> None:
-    env = {**os.environ, f"{service.upper()}_TLS__MODE": "plaintext", setting: value}
+def test_a_wrong_setting_stops_the_start(tmp_path: Path, service: str, setting: str, value: str, said: str) -> None:
+    write_ring(tmp_path / "keys.json", new_ring(SystemClock().now()), new=True)
+    keys = {"INTAKE_PRIVACY__KEYS_FILE": str(tmp_path / "keys.json")} if service == "intake" else {}
+    env = {**os.environ, **keys, f"{service.upper()}_TLS__MODE": "plaintext", setting: value}
     done = subprocess.run([sys.executable, "-m", f"services.{service}.main"], capture_output=True, text=True,
                           env=env, check=False, timeout=30)  # fmt: skip
     assert done.returncode == 2

@@ -14,8 +14,9 @@ from loanmesh.runtime.database import Database, Script, Statement, open_database
 from loanmesh.runtime.migrations import upgrade
 from services.intake.application import Claim, New
 from services.intake.ports import Decided
+from services.intake.privacy import Privacy
 from services.intake.store import Store
-from tests.builders import a_profile, an_application
+from tests.builders import a_profile, a_sealer, an_application
 
 CLOCK = SystemClock()
 LENDER = "lenders/demo"
@@ -52,12 +53,12 @@ def a_decline(claim: Claim, court: SourceReport.State.ValueType) -> Decided:
 async def set_up(url: str) -> tuple[Database, Store]:
     await asyncio.to_thread(upgrade, url, "services.intake")
     database = await open_database(url)
-    return database, Store(database, CLOCK, "intake-1-x", 60.0)
+    return database, Store(database, CLOCK, "intake-1-x", 60.0, Privacy(a_sealer()))
 
 
 async def broken(url: str, recorder: Recorder) -> dict[str, list[str]]:
     """Rules that do not hold, and for which applications."""
-    witness = await audit(url, 2.0)
+    witness = await audit(url, 2.0, a_sealer())
     found = by_rule(check([*recorder.records, *witness.records]))
     return {rule: [v.application.rsplit("/", 1)[1] for v in violations] for rule, violations in found.items()}
 

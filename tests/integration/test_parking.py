@@ -26,8 +26,10 @@ from loanmesh.runtime.settings import ServerSettings
 from services.intake.application import Claim, State, chain
 from services.intake.parking_servicer import ParkingServicer
 from services.intake.ports import Broken, Deferred, Parked
+from services.intake.privacy import Privacy
 from services.intake.servicer import IntakeServicer
 from services.intake.store import Store
+from tests.builders import a_sealer
 from tests.integration.test_store import CLOCK, LENDER, accepted, decided, new
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -43,7 +45,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 def a_store(database: Database) -> Store:
-    return Store(database, CLOCK, "a", 30.0)
+    return Store(database, CLOCK, "a", 30.0, Privacy(a_sealer()))
 
 
 def uuid(number: int) -> str:
@@ -100,7 +102,7 @@ async def test_what_is_parked_is_pending_for_its_caller_and_nobodys_work(databas
 
 
 async def test_only_who_holds_the_lease_parks(database: Database) -> None:
-    slow, fast = Store(database, CLOCK, "slow", -1.0), a_store(database)
+    slow, fast = Store(database, CLOCK, "slow", -1.0, Privacy(a_sealer())), a_store(database)
     (stale,) = await accepted(slow, 1)
     await fast.claim(1)
     assert await slow.settle([parked(stale)]) == set()

@@ -20,10 +20,12 @@ from loanmesh.runtime.server import make_server
 from loanmesh.runtime.settings import ServerSettings
 from services.intake.application import New
 from services.intake.estimate import Estimate
+from services.intake.privacy import Privacy
 from services.intake.scaler import WINDOW_S, Scaler
 from services.intake.scaler_servicer import METRIC, ScalerServicer
 from services.intake.settings import ScalerSettings
 from services.intake.store import Store
+from tests.builders import a_sealer
 
 if TYPE_CHECKING:
     from externalscaler.externalscaler_pb2_grpc import ExternalScalerAsyncStub
@@ -36,7 +38,7 @@ async def scaler_on(url: str) -> AsyncIterator[tuple[Store, ExternalScalerAsyncS
     """A store with a scaler served from it."""
     await asyncio.to_thread(upgrade, url, "services.intake")
     database = await open_database(url)
-    store = Store(database, CLOCK, "owner", 30.0)
+    store = Store(database, CLOCK, "owner", 30.0, Privacy(a_sealer()))
     scaler = Scaler(Estimate(store.backlog, CLOCK), store.arrived, ScalerSettings(), CLOCK)
     server = make_server(ServerSettings(), CLOCK)
     add_ExternalScalerServicer_to_server(ScalerServicer(scaler, CLOCK, 4), server)

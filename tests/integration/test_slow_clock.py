@@ -15,9 +15,10 @@ from loanmesh.runtime.database import Database, open_database
 from loanmesh.runtime.errors import DependencyDown, InvalidRequest
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.witness import WitnessedClock
+from services.intake.privacy import Privacy
 from services.intake.servicer import IntakeServicer
 from services.intake.store import Store
-from tests.builders import an_application
+from tests.builders import a_sealer, an_application
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 def an_intake(database: Database, off_s: float) -> tuple[IntakeServicer, WitnessedClock]:
     """Whose clock is off by so many seconds."""
     own = FakeClock(SystemClock().now() + dt.timedelta(seconds=off_s))
-    store = Store(database, own, "a", 30.0)
+    store = Store(database, own, "a", 30.0, Privacy(a_sealer()))
     clock = WitnessedClock(own, store.now, lambda _: None)
     nobody = cast(Any, None)
     servicer = IntakeServicer(

@@ -15,8 +15,9 @@ from loanmesh.runtime.errors import DependencyDown, NotFound, RequestIdConflict
 from loanmesh.runtime.migrations import downgrade, upgrade
 from services.intake.application import Claim, New, State, Stored, chain
 from services.intake.ports import Awaiting, Decided, Deferred
+from services.intake.privacy import Privacy
 from services.intake.store import Store
-from tests.builders import an_application
+from tests.builders import a_sealer, an_application
 
 LENDER = "lenders/demo"
 CLOCK = FakeClock()
@@ -31,7 +32,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 def a_store(database: Database, owner: str = "a", lease_s: float = 30.0) -> Store:
-    return Store(database, CLOCK, owner, lease_s)
+    return Store(database, CLOCK, owner, lease_s, Privacy(a_sealer()))
 
 
 def new(number: int, payload_hash: str = "h", request_id: str | None = None) -> New:
@@ -288,7 +289,7 @@ def test_migrations_lead_to_the_tables_of_the_code_and_back(database_url: str) -
 
 
 async def test_the_store_runs_on_the_systems_clock_too(database: Database) -> None:
-    store = Store(database, SystemClock(), "a", 5.0)
+    store = Store(database, SystemClock(), "a", 5.0, Privacy(a_sealer()))
     await store.accept([(new(1), False)])
     ((priority, _, count, replicas),) = await store.backlog()
     assert (priority, count, replicas) == (1, 1, 0)

@@ -82,7 +82,7 @@ class Bureau:
         brownouts = {name: Brownout(guard, BrownoutSettings(), BUDGET_S, self.clock) for name, guard in guards.items()}
         self.steps = {(s.name, s.subject): s for brownout in brownouts.values() for s in brownout.steps}
         self.gatherer = Gatherer(
-            known, self.wire, Memory(), self.clock, lambda n: f"h{n}", guards=guards, budget_s=0.02, retry_s=1.0,
+            known, self.wire, Memory(), self.clock, lambda _, n: f"h{n}", guards=guards, budget_s=0.02, retry_s=1.0,
             brownouts=brownouts,
         )  # fmt: skip
 

@@ -57,7 +57,7 @@ def a_bureau(court: Court, waiting_max: int = 100, budget_s: float = 5.0) -> tup
     sources = load_sources()
     guards = {name: make_guard(name, "source", settings, bulkhead, court.clock, random.Random(1)) for name in sources}
     gatherer = Gatherer(
-        sources, court, NoCache(), court.clock, lambda n: f"h{n}", guards=guards, budget_s=budget_s, retry_s=1.0
+        sources, court, NoCache(), court.clock, lambda _, n: f"h{n}", guards=guards, budget_s=budget_s, retry_s=1.0
     )
     return gatherer, guards["court"].breaker
 

@@ -17,6 +17,7 @@ from services.bureau.gather import Key
 from services.bureau.profile import Answer
 from services.bureau.store import AnswerStore
 from services.bureau.tables import metadata
+from tests.builders import a_sealer
 
 
 def a_key(subject: str = "h1", source: str = "tax", lender: str = "lenders/demo") -> Key:
@@ -36,7 +37,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 async def kept(database: Database, *answers: tuple[Key, Answer]) -> None:
-    store = AnswerStore(database, FakeClock())
+    store = AnswerStore(database, FakeClock(), a_sealer())
     for key, answer in answers:
         await store.put(key, answer)
     await store.close()
@@ -45,12 +46,15 @@ async def kept(database: Database, *answers: tuple[Key, Answer]) -> None:
 async def test_an_answer_outlives_the_process(database: Database) -> None:
     await kept(database, (a_key(), an_answer()), (a_key("h2", "court"), an_answer(200)))
     keys = [a_key(), a_key("h2", "court"), a_key("h3")]
-    assert await AnswerStore(database, FakeClock()).get(keys) == {keys[0]: an_answer(), keys[1]: an_answer(200)}
+    assert await AnswerStore(database, FakeClock(), a_sealer()).get(keys) == {
+        keys[0]: an_answer(),
+        keys[1]: an_answer(200),
+    }
 
 
 async def test_lenders_do_not_share_answers(database: Database) -> None:
     await kept(database, (a_key(), an_answer()))
-    store = AnswerStore(database, FakeClock())
+    store = AnswerStore(database, FakeClock(), a_sealer())
     assert await store.get([a_key(lender="lenders/other")]) == {}
     both = [a_key(lender="lenders/other"), a_key()]
     assert list(await store.get(both)) == [a_key()]
@@ -59,14 +63,14 @@ async def test_lenders_do_not_share_answers(database: Database) -> None:
 async def test_an_older_answer_never_replaces_a_newer(database: Database) -> None:
     await kept(database, (a_key(), an_answer(200)))
     await kept(database, (a_key(), an_answer(100)))
-    assert (await AnswerStore(database, FakeClock()).get([a_key()]))[a_key()] == an_answer(200)
+    assert (await AnswerStore(database, FakeClock(), a_sealer()).get([a_key()]))[a_key()] == an_answer(200)
 
 
 async def test_a_thousand_at_once_are_all_kept(database: Database) -> None:
     answers = [(a_key(f"h{i}"), an_answer(i)) for i in range(1000)]
     await kept(database, *answers)
     found: dict[Key, Answer] = {}
-    store = AnswerStore(database, FakeClock())
+    store = AnswerStore(database, FakeClock(), a_sealer())
     for start in range(0, 1000, 250):
         found |= await store.get([key for key, _ in answers[start : start + 250]])
     assert found == dict(answers)
@@ -74,13 +78,15 @@ async def test_a_thousand_at_once_are_all_kept(database: Database) -> None:
 
 async def test_what_may_no_longer_be_used_is_deleted(database: Database) -> None:
     await kept(database, (a_key("old"), an_answer(100)), (a_key("new"), an_answer(200)))
-    await AnswerStore(database, FakeClock()).purge(fetched_before=150)
-    assert list(await AnswerStore(database, FakeClock()).get([a_key("old"), a_key("new")])) == [a_key("new")]
+    await AnswerStore(database, FakeClock(), a_sealer()).purge(fetched_before=150)
+    assert list(await AnswerStore(database, FakeClock(), a_sealer()).get([a_key("old"), a_key("new")])) == [
+        a_key("new")
+    ]
 
 
 async def test_memory_is_bounded_and_the_disk_remembers(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "IN_MEMORY_MAX", 2)
-    store = AnswerStore(database, FakeClock())
+    store = AnswerStore(database, FakeClock(), a_sealer())
     keys = [a_key(f"h{i}") for i in range(5)]
     for key in keys:
         await store.put(key, an_answer())
@@ -118,7 +124,7 @@ class BrokenDisk:
 
 
 async def test_a_broken_disk_stops_nothing() -> None:
-    store = AnswerStore(BrokenDisk(), FakeClock())
+    store = AnswerStore(BrokenDisk(), FakeClock(), a_sealer())
     await store.put(a_key(), an_answer())
     await store.purge(1e9)
     assert await store.get([a_key(), a_key("h2")]) == {a_key(): an_answer()}

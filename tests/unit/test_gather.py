@@ -55,7 +55,7 @@ def bureau(wire: Wire, clock: FakeClock, budget_s: float = 1.0) -> Gatherer:
     guards = {
         name: make_guard(name, "source", BreakerSettings(), bulkhead, clock, random.Random(1)) for name in sources
     }
-    return Gatherer(sources, wire, Memory(), clock, lambda n: f"h{n}", guards=guards, budget_s=budget_s, retry_s=1.0)
+    return Gatherer(sources, wire, Memory(), clock, lambda _, n: f"h{n}", guards=guards, budget_s=budget_s, retry_s=1.0)
 
 
 def an_item(clock: FakeClock, without: str = "") -> GatherProfilesRequest.Item:

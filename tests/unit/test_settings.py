@@ -216,13 +216,13 @@ def test_what_a_part_said_for_people_goes_before_its_last_line(tmp_path: Path) -
 
 
 def test_the_command_shows_what_is_in_force_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BUREAU_SUBJECT_KEY", "very-secret")
+    monkeypatch.setenv("BUREAU_DATABASE_URL", "postgresql://loanmesh:very-secret@host/bureau")
     monkeypatch.setenv("BUREAU_GATHER__BUDGET_S", "2.5")
     shown = CliRunner().invoke(app, ["settings", "bureau", "--json"])
     lines = {line["name"]: line for line in json.loads(shown.stdout)}
     assert lines["BUREAU_GATHER__BUDGET_S"]["value"] == 2.5
     assert lines["BUREAU_GATHER__BUDGET_S"]["default"] == 1.0
-    assert lines["BUREAU_SUBJECT_KEY"]["value"] == "***"
+    assert lines["BUREAU_DATABASE_URL"]["value"] == "***"
     assert set(lines) == set(names(BureauSettings, "BUREAU_"))
     plain = CliRunner().invoke(app, ["settings", "bureau"]).stdout
     assert "BUREAU_GATHER__BUDGET_S = 2.5 (default 1.0)" in plain

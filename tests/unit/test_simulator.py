@@ -263,7 +263,9 @@ def a_database(loop: VirtualLoop) -> DatabaseServer:
 def put(number: int) -> Callable[[], Script[int]]:
     def script() -> Script[int]:
         row = ("lenders/demo", "subject", f"source-{number}", "{}", 1.0)
-        yield Statement("INSERT INTO source_answer VALUES (?, ?, ?, ?, ?)", [row])
+        yield Statement(
+            "INSERT INTO source_answer (lender, subject_hash, source, answer, fetched_at) VALUES (?, ?, ?, ?, ?)", [row]
+        )
         if number < 0:
             raise ValueError("a bad script")
         return number
