@@ -62,8 +62,8 @@ class Http:
             while 100 <= message.code < 200:
                 message, content = await connection.read()
             read = bytearray()
-            async for chunk in content.iter_any():
-                read += chunk
+            while not content.at_eof():
+                read += await content.readany()
                 if len(read) > bytes_max:
                     connection.close()
                     return message.code, None
