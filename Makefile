@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= $(or $(LOANMESH_DATA),../shared/data)
 
-.PHONY: help demo test unit lint format proto lock train bench rivals chaos causes promotion simulate mutants firms docs clean manifests image kube-verify
+.PHONY: help demo test unit lint format proto lock train bench rivals chaos causes promotion simulate mutants firms docs clean manifests image kube-verify rotations
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -61,6 +61,9 @@ kube-verify: $(READY) ## Try an overlay on a real cluster: make kube-verify CONT
 
 image: $(READY) ## Build the image, start the four services from it, decide an application: make image [BASE=image]
 	@$(BIN)/python -m lab.kube.image $(if $(BASE),--base $(BASE)) $(ARGS)
+
+rotations: $(READY) ## Replace certificates a thousand times under traffic: no failed call, no leak
+	@LOANMESH_ROTATIONS=1000 $(BIN)/python -m pytest -s tests/integration/test_tls.py -k many_rotations
 
 train: ## Train the models again: make train DATA=folder TRAIN_PYTHON=python with requirements/train.in
 	PYTHONPATH=. $(or $(TRAIN_PYTHON),python3) -m lab.training.train $(DATA)

@@ -20,7 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import grpc
 from google.protobuf import json_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from lending.intake.v1 import intake_service_pb2 as pb
 
 from lab.kube.cluster import Refused
@@ -249,8 +251,11 @@ async def _started(report: Report, stage: Stage) -> None:
         workload = stage.workload("Deployment", name)
         await stage.start(workload, stage.image, stage.options(workload))
         await stage.answers(name, stage.ports[f"{name} health"])
+        wrong += [f"{name}: {text}" for text in await _unwell(workload, stage.ports[f"{name} health"])]
         wrong += [f"{name}: {text}" for text in await _not_as_said(stage, workload)]
-    report.judge("start", wrong, f"{', '.join(ORDER)}: process 1, user, read-only root and limits as in the manifests")
+    report.judge(
+        "start", wrong, f"{', '.join(ORDER)}: probes, process 1, user, read-only root and limits as in the manifests"
+    )
 
 
 _LOOK = """
@@ -267,6 +272,19 @@ print(json.dumps({
     'capabilities': [l for l in open('/proc/self/status') if l.startswith('CapEff')][0].split()[1],
 }))
 """
+
+
+async def _unwell(workload: Workload, port: int) -> list[str]:
+    """What the manifest's probes find, asked as the kubelet does: by gRPC, without TLS."""
+    wrong = []
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            request = health_pb2.HealthCheckRequest(service=workload.main[probe]["grpc"]["service"])
+            answer = await health.Check(request, timeout=5, wait_for_ready=True)
+            if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                wrong.append(f"{probe} finds {health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)}")
+    return wrong
 
 
 async def _not_as_said(stage: Stage, workload: Workload) -> list[str]:

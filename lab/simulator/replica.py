@@ -353,7 +353,7 @@ class Bureau(Process):
             retry_s=1.0,
             brownouts={n: Brownout(guard, BrownoutSettings(), sizes.budget_s, clock) for n, guard in guards.items()},
         )
-        add_BureauServiceServicer_to_server(BureauServicer(self.gatherer), server.as_grpc)
+        add_BureauServiceServicer_to_server(BureauServicer(self.gatherer, self.cache.erase), server.as_grpc)
 
     async def close(self) -> None:
         """As the service does at its end."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import certs, connection, ops, parked, promotion, serve, top, trace, why_failed
+from loanmesh.cli import certs, connection, erase, keys, ops, parked, promotion, serve, top, trace, why_failed
 
 app = connection.App(
     no_args_is_help=True,
@@ -565,6 +565,8 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
     del version
 
 
+erase.register(app)
+keys.register(app)
 ops.register(app)
 certs.register(app)
 serve.register(app)

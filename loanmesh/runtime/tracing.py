@@ -3,8 +3,8 @@
 A span that is recorded as it happens costs 58 us, and whether an application is worth it shows only at its end. So all
 processes keep plain notes (times, words), and tell them as spans when something was wrong: failed, deferred, degraded,
 late, shed. Every application has a trace from its caller's call on, recorded or not, so that what several processes
-tell of it falls into one. Costs: 1 us for a healthy application, some 12 us a span that is told, in the process, and
-as much again in the exporter's thread.
+tell of it falls into one. Costs in CPU: 1 us for a healthy application; a span that is told 6 us where it is
+told and 8 us in the exporter's thread.
 """
 
 from __future__ import annotations

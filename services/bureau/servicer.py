@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from lending.bureau.v1 import bureau_service_pb2 as pb
@@ -25,15 +25,27 @@ _CHECKS = {
 }
 
 
+class Forget(Protocol):
+    """Deletes what is cached of (lender, identity number); how many answers. Raises DependencyDown."""
+
+    async def __call__(self, lender: str, number: str, *, only_count: bool) -> int: ...
+
+
 class BureauServicer(BureauServiceServicer):
     """Gathers batches."""
 
-    def __init__(self, gatherer: Gatherer) -> None:
+    def __init__(self, gatherer: Gatherer, forget: Forget) -> None:
         self._gatherer = gatherer
+        self._forget = forget
 
     async def GatherProfiles(self, request: pb.GatherProfilesRequest, context: _Context) -> pb.GatherProfilesResponse:
         """One profile an item; an identity that cannot be fails its item alone."""
         return await each_apart(request.items, self._gather, _refused)
+
+    async def EraseSubject(self, request: pb.EraseSubjectRequest, context: _Context) -> pb.EraseSubjectResponse:
+        """Forget what is cached of a subject."""
+        erased = await self._forget(request.lender, request.identity.value, only_count=request.validate_only)
+        return pb.EraseSubjectResponse(answers_erased=erased)
 
     async def _gather(self, items: Sequence[pb.GatherProfilesRequest.Item]) -> pb.GatherProfilesResponse:
         errors = [refusal(item) or _error(item.party) for item in items]

@@ -13,6 +13,7 @@ from loanmesh.runtime.database import Database, Script, Statement
 from loanmesh.runtime.errors import NotNow
 from loanmesh.runtime.sealed import Sealer, Unsealable
 from services.bureau.gather import Key
+from services.bureau.keeping import sealed, unsealed
 from services.bureau.profile import Answer
 
 _PUT = """
@@ -26,6 +27,15 @@ _GET = """
 SELECT subject_hash, source, answer, sealed, key_id FROM source_answer
 WHERE lender = ? AND subject_hash IN ({marks})"""
 _PURGE = "DELETE FROM source_answer WHERE fetched_at < ?"
+_COUNT = "SELECT source FROM source_answer WHERE lender = ? AND subject_hash = ?"
+_ERASE = "DELETE FROM source_answer WHERE lender = ? AND subject_hash = ? RETURNING source"
+_NOTE_ERASED = """
+INSERT INTO erasure (lender, subject_hash, erased_at) VALUES (?, ?, ?)
+ON CONFLICT (lender, subject_hash) DO UPDATE SET erased_at = excluded.erased_at"""
+_ERASED = "SELECT lender, subject_hash FROM erasure WHERE erased_at >= ?"
+_FORGET_NOTES = "DELETE FROM erasure WHERE erased_at < ?"
+NOTED_S = 3600.0
+"""How long an erasure is noted after all replicas should have seen it: clocks differ, and replicas sleep."""
 IN_MEMORY_MAX = 50_000
 WAITING_MAX = 10_000
 """Answers that wait for the disk; beyond, the oldest is dropped: it costs a query later."""
@@ -85,6 +95,42 @@ class AnswerStore:
         except NotNow as error:
             log.warning("cache_unwritable", error=str(error))
 
+    async def erase(self, lender: str, number: str, *, only_count: bool) -> int:
+        """Delete what is cached of a subject, under whichever key it is found; how many answers. Raises DependencyDown.
+
+        Other replicas forget what they have in memory with their next `forget_erased`.
+        """
+        subjects = self._sealer.subjects(lender, number)
+        at = self._clock.now().timestamp()
+        if not only_count:
+            self._drop({(lender, subject) for subject in subjects})
+
+        def script() -> Script[int]:
+            pairs = [(lender, subject) for subject in subjects]
+            if only_count:
+                return len((yield Statement(_COUNT, pairs)))
+            found = yield Statement(_ERASE, pairs)
+            yield Statement(_NOTE_ERASED, [(*pair, at) for pair in pairs])
+            return len(found)
+
+        return await self._database.run(script)
+
+    async def forget_erased(self, noted_since: float) -> None:
+        """Drop from memory what any replica erased since (seconds since 1970), and notes that all have seen."""
+        try:
+            rows = await self._database.scan(_ERASED, (noted_since,))
+            await self._database.run(lambda: _one(Statement(_FORGET_NOTES, [(noted_since - NOTED_S,)])))
+        except NotNow as error:
+            log.warning("cache_unreadable", error=str(error))
+            return
+        self._drop({(row[0], row[1]) for row in rows})
+
+    def _drop(self, subjects: set[tuple[str, str]]) -> None:
+        if subjects:
+            for held in (self._memory, self._waiting):
+                for key in [key for key in held if key[:2] in subjects]:
+                    del held[key]
+
     async def close(self) -> None:
         """Write what waits."""
         if self._writer:
@@ -97,19 +143,14 @@ class AnswerStore:
             log.warning("cache_unreadable", error=str(error))
             return {}
         found: dict[Key, Answer] = {}
-        for subject, source, plain, sealed, key_id in rows:
+        for subject, source, plain, blob, key_id in rows:
             try:
-                said = plain if sealed is None else _unsealed(self._sealer, (lender, subject, source), sealed, key_id)
+                answer = unsealed(self._sealer, (lender, subject, source), plain, blob, key_id)
             except (NotNow, Unsealable) as error:
                 log.warning("cache_unreadable", error=str(error))
                 continue
-            found[lender, subject, source] = Answer.from_json(said)
+            found[lender, subject, source] = answer
         return found
-
-    def _sealed(self, key: Key, answer: Answer) -> tuple[bytes, str]:
-        """As it is stored, and the key for it. A key is derived for each subject, so that none is used too often."""
-        data_key = self._sealer.row_key("/".join(key[:2]))
-        return data_key.seal(answer.to_json().encode(), "/".join(key)), data_key.key_id
 
     def _remember(self, key: Key, answer: Answer) -> None:
         held = self._memory.get(key)
@@ -126,7 +167,7 @@ class AnswerStore:
             batch = [self._waiting.popitem(last=False) for _ in range(min(BATCH_MAX, len(self._waiting)))]
             # In the order of the key, so that two replicas that write the same rows do not deadlock.
             rows = [
-                (*key, *self._sealed(key, answer), answer.fetched_at)
+                (*key, *sealed(self._sealer, key, answer), answer.fetched_at)
                 for key, answer in sorted(batch, key=lambda b: b[0])
             ]
             put = Statement(_PUT, rows)
@@ -134,10 +175,6 @@ class AnswerStore:
                 await self._database.run(lambda put=put: _one(put))  # type: ignore[misc]
             except NotNow as error:
                 log.warning("cache_unwritable", error=str(error), dropped=len(rows))
-
-
-def _unsealed(sealer: Sealer, key: Key, sealed: bytes, key_id: str) -> str:
-    return sealer.open_row_key(key_id, "/".join(key[:2])).unseal(sealed, "/".join(key)).decode()
 
 
 def _one(statement: Statement) -> Script[None]:

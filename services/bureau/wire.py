@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import random
+from collections.abc import Callable
 
 import aiohttp
 import structlog
@@ -35,10 +36,18 @@ class HttpWire:
     """Asks sources under one base address, POST /v1/{source}/query.
 
     timeout_s  for one query with its retry and the waits between.
+    token      see Http.
     """
 
-    def __init__(self, base_url: str, clock: Clock, timeout_s: float, dice: random.Random) -> None:
-        self._http = Http(base_url, clock)
+    def __init__(
+        self,
+        base_url: str,
+        clock: Clock,
+        timeout_s: float,
+        dice: random.Random,
+        token: Callable[[], str] | None = None,
+    ) -> None:
+        self._http = Http(base_url, clock, token)
         self._clock = clock
         self._timeout_s = timeout_s
         self._dice = dice

@@ -20,7 +20,7 @@ from services.intake.privacy import Cover
 
 OUTPUT_ONLY = (
     "name", "state", "create_time", "update_time", "estimate_time", "waiting_for", "missing_information",
-    "due_time", "decision", "accepted_offer_id", "revision",
+    "due_time", "decision", "accepted_offer_id", "revision", "erase_time",
 )  # fmt: skip
 
 
@@ -77,6 +77,14 @@ def require_allowed(change: str, application_id: str, state: State) -> None:
             f" {_WAY_OUT[state.shown]}",
             state=state.shown.value,
         )
+
+
+def erased(application_id: str, at: float) -> WrongState:
+    """The error for what cannot be done or told any more."""
+    on = dt.datetime.fromtimestamp(at, dt.UTC).date().isoformat()
+    return WrongState(
+        f"the content of application {application_id} was erased on {on}; ListEvents tells what is kept", state="ERASED"
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 import yaml
 from externalscaler.externalscaler_pb2_grpc import add_ExternalScalerServicer_to_server
+from lending.intake.v1.erasure_service_pb2_grpc import add_ErasureServiceServicer_to_server
 from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_to_server
 from lending.intake.v1.parking_service_pb2_grpc import add_ParkingServiceServicer_to_server
 
@@ -20,6 +21,7 @@ from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.degradation import Step
+from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.guard import Guard, make_guard
 from loanmesh.runtime.keys import Keys
 from loanmesh.runtime.migrations import prepare
@@ -32,9 +34,13 @@ from loanmesh.runtime.witness import WitnessedClock
 from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
+from services.intake.erasure import Eraser, Upkeep
+from services.intake.erasure_servicer import SERVICE_NAME as ERASURE
+from services.intake.erasure_servicer import ErasureServicer
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
 from services.intake.following import Following
+from services.intake.keeping import Keeping
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.parking import Parking
 from services.intake.parking_servicer import SERVICE_NAME as PARKING
@@ -201,7 +207,15 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     if settings.work.decides:
         worker.start()
     watch.start()
-    looking = [asyncio.create_task(witnessed.look_forever()), asyncio.create_task(keys.look_forever())]
+    keeping = Keeping(database, clock, owner, privacy)
+    told_of_passes = structlog.get_logger().info
+    upkeep = Upkeep(keeping, settings.retention, privacy.goal, clock, settings.privacy.pass_rows, told_of_passes)
+    eraser = Eraser(keeping, bureau, settings.retention, clock)
+    looking = [
+        asyncio.create_task(witnessed.look_forever()),
+        asyncio.create_task(keys.look_forever()),
+        asyncio.create_task(_keep_up(upkeep, settings.privacy.pass_every_s, clock)),
+    ]
 
     async def drain() -> None:
         scaler_servicer.leave()
@@ -221,12 +235,25 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
             (add_IntakeServiceServicer_to_server, servicer),
             (add_ExternalScalerServicer_to_server, scaler_servicer),
             (add_ParkingServiceServicer_to_server, ParkingServicer(store, watch.changed)),
+            (add_ErasureServiceServicer_to_server, ErasureServicer(eraser)),
         ],
-        ["lending.intake.v1.IntakeService", PARKING, "externalscaler.ExternalScaler"],
+        ["lending.intake.v1.IntakeService", PARKING, ERASURE, "externalscaler.ExternalScaler"],
         close=close,
         drain=drain,
         vitals=vitals,
     )
+
+
+async def _keep_up(upkeep: Upkeep, every_s: float, clock: Clock) -> None:
+    while True:
+        await clock.sleep(every_s)
+        try:
+            await upkeep.reseal()
+            await upkeep.erase_over()
+        except DependencyDown as error:
+            structlog.get_logger().warning("upkeep_waits", error=str(error))
+        except Exception as error:  # noqa: BLE001  A bug here must not end the passes for good, unseen.
+            structlog.get_logger().error("upkeep_failed", error_type=type(error).__name__, exc_info=error)
 
 
 def main() -> None:

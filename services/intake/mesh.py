@@ -14,7 +14,7 @@ import grpc
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
-from lending.bureau.v1.bureau_service_pb2 import CreditProfile, GatherProfilesRequest
+from lending.bureau.v1.bureau_service_pb2 import CreditProfile, EraseSubjectRequest, GatherProfilesRequest
 from lending.bureau.v1.bureau_service_pb2_grpc import BureauServiceStub
 from lending.pricing.v1.pricing_service_pb2 import (
     PriceApplicationsRequest,
@@ -26,6 +26,7 @@ from lending.pricing.v1.pricing_service_pb2_grpc import PricingServiceStub
 from lending.scoring.v1.scoring_service_pb2 import Score, ScoreProfilesRequest
 from lending.scoring.v1.scoring_service_pb2_grpc import ScoringServiceStub
 from lending.type.v1.offer_pb2 import Offer
+from lending.type.v1.party_pb2 import Identity
 
 from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.guard import Guard, Refused, Verdict
@@ -79,6 +80,15 @@ class GrpcBureau:
             return [r.profile if r.WhichOneof("outcome") == "profile" else r.error for r in answer.results]
 
         return await _ask(self._guard, cases, call)
+
+    async def erase_subject(self, lender: str, kind: int, number: str, *, only_count: bool) -> int:
+        """Delete what is cached of a subject. Raises DependencyDown."""
+        identity = Identity(kind=Identity.Kind.Name(kind), value=number)  # type: ignore[arg-type]  # One of its own.
+        request = EraseSubjectRequest(lender=lender, identity=identity, validate_only=only_count)
+        try:
+            return int((await self._stub.EraseSubject(request)).answers_erased)
+        except grpc.aio.AioRpcError as error:
+            raise DependencyDown(f"bureau does not answer: {error.code().name}") from None
 
 
 class GrpcScoring:

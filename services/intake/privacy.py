@@ -56,17 +56,22 @@ class Privacy:
 
     def __init__(self, sealer: Sealer, *, seals: bool = True) -> None:
         self.sealer = sealer
-        self._seals = seals
+        self.seals = seals
 
     def new(self, lender: str, application_id: str) -> Cover:
         """For an application about to be stored."""
         name = name_of(lender, application_id)
-        return Cover(name, self.sealer.new_key(name) if self._seals else None)
+        return Cover(name, self.sealer.new_key(name) if self.seals else None)
 
     def stored(self, lender: str, application_id: str, key_id: str | None, wrapped: bytes | None) -> Cover:
         """For one that is stored. Raises DependencyDown while its ring's key is not here, Unsealable."""
         name = name_of(lender, application_id)
         return Cover(name, None if key_id is None or wrapped is None else self.sealer.open_key(key_id, wrapped, name))
+
+    def goal(self) -> str:
+        """The keys that everything is to be kept under, and the day: whoever was behind is come back to in a day."""
+        keys = self.sealer.keys
+        return f"{keys.seal().id}|{keys.look_up().id}|{keys.now().date().isoformat()}"
 
     def look_up_id(self) -> str:
         """The key that fingerprints and subjects are hashed with now."""

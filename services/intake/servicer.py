@@ -353,6 +353,8 @@ class IntakeServicer(IntakeServiceServicer):
         self, lender: str, application_id: str, assessment: int
     ) -> tuple[Snapshot, tuple[bytes, bytes, bytes, bytes]]:
         snapshot = await self._store.get(lender, application_id)
+        if snapshot.erased_at is not None:
+            raise domain.erased(application_id, snapshot.erased_at)
         stored = await self._store.decision_with_evidence(lender, application_id, assessment)
         if stored is None:
             which = f"has no decided assessment {assessment}" if assessment else "is not decided"
@@ -458,6 +460,8 @@ class IntakeServicer(IntakeServiceServicer):
         _set_time(application.update_time, snapshot.updated_at)
         if snapshot.due_at is not None:
             _set_time(application.due_time, snapshot.due_at)
+        if snapshot.erased_at is not None:
+            _set_time(application.erase_time, snapshot.erased_at)
         if snapshot.decision is not None:
             application.decision.ParseFromString(snapshot.decision)
         if snapshot.state == State.PENDING:

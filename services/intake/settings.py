@@ -12,6 +12,7 @@ from loanmesh.runtime.guard import BulkheadSettings
 from loanmesh.runtime.migrations import When
 from loanmesh.runtime.setting_rules import DatabaseUrl, Target
 from loanmesh.runtime.settings import PrivacySettings, ServerSettings, ServiceSettings
+from services.intake.retention import RetentionSettings
 
 
 class Lease(BaseModel, frozen=True, extra="forbid"):
@@ -160,5 +161,6 @@ class IntakeSettings(ServiceSettings):
     quota: QuotaSettings = QuotaSettings()
     downstream: Downstream = Downstream()
     privacy: IntakePrivacy = IntakePrivacy()
+    retention: RetentionSettings = RetentionSettings()
     scaler: ScalerSettings = ScalerSettings()
     parking: ParkingSettings = ParkingSettings()

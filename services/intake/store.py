@@ -16,9 +16,9 @@ import structlog
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import Database, Row, Script, Statement
-from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, RequestIdConflict, WrongState
+from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, RequestIdConflict
 from loanmesh.runtime.sealed import Unsealable
-from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored, chain
+from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored, chain, erased
 from services.intake.held import AGED_SHARE
 from services.intake.ports import Awaiting, Decided, Deferred, Parked, Result
 from services.intake.privacy import PARTS, Cover, Privacy, name_of, part_of
@@ -585,14 +585,6 @@ class Store:
     def _next(self, claim: Claim, kind: str, at: float, details: dict[str, str]) -> Happening:
         event = Happening(claim.revision + 1, kind, at, self._owner, details)
         return Happening(event.seq, kind, at, self._owner, details, chain(claim.event_hash, claim.id, event))
-
-
-def erased(application_id: str, at: float) -> WrongState:
-    """The error for what cannot be done or told any more."""
-    on = dt.datetime.fromtimestamp(at, dt.UTC).date().isoformat()
-    return WrongState(
-        f"the content of application {application_id} was erased on {on}; ListEvents tells what is kept", state="ERASED"
-    )
 
 
 def unknown(lender: str, application_id: str) -> NotFound:

@@ -46,7 +46,7 @@ async def test_an_impossible_identity_fails_alone(kind: Kind, identity: dict[str
     gatherer = EmptyProfiles()
     wrong = an_item("b", kind, identity)
     request = GatherProfilesRequest(items=[an_item("a", "person"), wrong, an_item("c")])
-    answer = await BureauServicer(cast(Gatherer, gatherer)).GatherProfiles(request, cast(Any, None))
+    answer = await BureauServicer(cast(Gatherer, gatherer), cast(Any, None)).GatherProfiles(request, cast(Any, None))
     assert [(r.key, r.WhichOneof("outcome")) for r in answer.results] == [
         ("a", "profile"), ("b", "error"), ("c", "profile"),
     ]  # fmt: skip

@@ -1,0 +1,151 @@
+"""Forgetting: a subject who asks, and applications whose time is over. What must be kept is kept, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from loanmesh.runtime.clock import Clock
+from services.intake.application import State
+from services.intake.keeping import DONE, Held, Keeping
+from services.intake.retention import DAY_S, Keep, RetentionSettings, Standing, must_keep, over
+
+AT_ONCE_MAX = 500
+"""Applications of one subject that are looked at in one call, as the contract says."""
+ROWS_MAX = 100
+"""Applications erased in one transaction: a few milliseconds."""
+ASKED = "asked"
+"""The rule by which content goes because its subject asked (PIPL 47)."""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one application: erased now or before, or kept by a rule."""
+
+    id: str
+    erased: bool
+    before: bool = False
+    keep: Keep | None = None
+
+
+class Forgets(Protocol):
+    """Whoever caches evidence about subjects."""
+
+    async def erase_subject(self, lender: str, kind: int, number: str, *, only_count: bool) -> int:
+        """Delete what is cached of a subject; how many answers. Raises DependencyDown."""
+        ...
+
+
+class Eraser:
+    """Erases by subject."""
+
+    def __init__(self, keeping: Keeping, evidence: Forgets, settings: RetentionSettings, clock: Clock) -> None:
+        self._keeping = keeping
+        self._evidence = evidence
+        self._settings = settings
+        self._clock = clock
+
+    async def erase(self, lender: str, kind: int, number: str, *, only_look: bool) -> tuple[Sequence[Fate], bool, int]:
+        """(What became of each application, whether there are more, cached answers deleted). Safe to repeat.
+
+        Raises DependencyDown; what was erased so far stays erased.
+        """
+        held: list[Held] = []
+        after = ""
+        # Erased ones are found no more, so that a repeated call comes to those behind them.
+        while page := await self._keeping.of_subject(lender, number, after, ROWS_MAX):
+            held += page
+            after = page[-1].id
+            if len(page) < ROWS_MAX or len(held) >= AT_ONCE_MAX:
+                break
+        more = len(held) >= AT_ONCE_MAX
+        answers = await self._evidence.erase_subject(lender, kind, number, only_count=only_look)
+        fates = [self._fate(one) for one in held]
+        if not only_look:
+            going = [fate.id for fate in fates if fate.erased and not fate.before]
+            for start in range(0, len(going), ROWS_MAX):
+                await self._keeping.erase(going[start : start + ROWS_MAX], ASKED, self._keep)
+        return fates, more, answers
+
+    def _fate(self, one: Held) -> Fate:
+        if one.erased_at is not None:
+            return Fate(one.id, erased=True, before=True)
+        keep = self._keep(one.standing)
+        return Fate(one.id, erased=keep is None, keep=keep)
+
+    def _keep(self, standing: Standing) -> Keep | None:
+        return must_keep(standing, self._settings, self._clock.now().timestamp())
+
+
+class Upkeep:
+    """The passes over all applications: sealed anew after a rotation, erased when their time is over.
+
+    Takes a tenth of the time at most, in transactions of a few milliseconds; one replica at a time.
+    """
+
+    def __init__(
+        self,
+        keeping: Keeping,
+        settings: RetentionSettings,
+        goal: Callable[[], str],
+        clock: Clock,
+        rows: int,
+        report: Callable[..., object],
+    ) -> None:
+        self._keeping = keeping
+        self._settings = settings
+        self._goal = goal
+        self._clock = clock
+        self._rows = rows
+        self._report = report
+
+    async def reseal(self) -> int:
+        """Go through the table once for each goal (the keys in force, and the day); how many were sealed anew."""
+        goal = self._goal()
+        if (taken := await self._keeping.take("reseal")) is None:
+            return 0
+        place = taken[0] if taken[1] == goal else ""
+        total = waiting = 0
+        while place != DONE:
+            started = self._clock.monotonic()
+            place, moved, left = await self._keeping.reseal(place, self._rows)
+            total, waiting = total + moved, waiting + left
+            # What waits for its decision is come back to, from the beginning.
+            await self._keeping.put("reseal", "" if place == DONE and waiting else place, goal)
+            await self._rest(started)
+        await self._keeping.put("reseal", "" if waiting else DONE, goal, 0.0)
+        if total:
+            self._report("resealed", count=total, waiting=waiting)
+        return total
+
+    async def erase_over(self) -> int:
+        """Erase what must be kept no longer, and delete old histories; how many."""
+        if not self._settings.erases or await self._keeping.take("erase") is None:
+            return 0
+        now_s = self._clock.now().timestamp()
+        total = 0
+        for state, closed_before in over(self._settings, now_s).items():
+            total += await self._erase_state(state, closed_before, now_s)
+        while deleted := await self._keeping.delete_histories(now_s - self._settings.history_days * DAY_S, self._rows):
+            self._report("histories_deleted", count=deleted)
+            await self._keeping.put("erase", "", "")
+        await self._keeping.put("erase", "", "", 0.0)
+        return total
+
+    async def _erase_state(self, state: State, closed_before: float, now_s: float) -> int:
+        total = 0
+        while ids := await self._keeping.over(state, closed_before, self._rows):
+            started = self._clock.monotonic()
+            rule = f"{state.value.lower()}_is_over"
+            erased = await self._keeping.erase(ids, rule, lambda one: must_keep(one, self._settings, now_s))
+            if not erased:
+                break  # All of them changed since, or are kept for another reason.
+            total += len(erased)
+            self._report("erased", count=len(erased), rule=rule)
+            await self._keeping.put("erase", "", "")
+            await self._rest(started)
+        return total
+
+    async def _rest(self, started: float) -> None:
+        await self._clock.sleep(9 * max(0.001, self._clock.monotonic() - started))
