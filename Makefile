@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= $(or $(LOANMESH_DATA),../shared/data)
 
-.PHONY: help demo test unit lint format proto lock train bench rivals chaos promotion simulate mutants firms docs clean manifests image kube-verify
+.PHONY: help demo test unit lint format proto lock train bench rivals chaos causes promotion simulate mutants firms docs clean manifests image kube-verify
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -40,6 +40,9 @@ chaos: $(READY) ## Submit 100,000 under 420 faults on both databases, check ever
 
 promotion: $(READY) ## Live through a small promotion with a real mesh and compare what the simulator foretells
 	@$(BIN)/python -m benchmarks.foretold $(ARGS)
+
+causes: $(READY) ## Plant ten troubles in a real mesh; is each named first by why-failed? make causes ARGS="--only full_disk"
+	@$(BIN)/python -m lab.causes $(ARGS)
 
 simulate: $(READY) ## Live through 10,000 seeds of faults on a virtual clock
 	@$(BIN)/python -m lab.simulator --seeds $(or $(SEEDS),10000)

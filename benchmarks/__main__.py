@@ -20,7 +20,18 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import amplification, core, durable, goodput, priorities, profile, promotion, recovery, stages
+from benchmarks import (
+    amplification,
+    core,
+    durable,
+    goodput,
+    priorities,
+    profile,
+    promotion,
+    recovery,
+    stages,
+    telemetry,
+)
 from benchmarks.bench import Bench, Found, Row, as_json, verdict
 from benchmarks.machine import pin, share_out
 from loanmesh.runtime.clock import SystemClock
@@ -33,6 +44,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], Awaitable[Found]]]] = {
     "recovery": ("After the trouble", recovery.measure),
     "priorities": ("Who waits in front of a screen", priorities.measure),
     "amplification": ("Retries against a part that always fails", amplification.measure),
+    "telemetry": ("What being seen costs", telemetry.measure),
     "profile": ("Where the CPU goes", profile.measure),
     "stages": ("What a stage costs by itself", stages.measure),
 }

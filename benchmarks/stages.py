@@ -6,7 +6,6 @@ out. For a change to one of them this says in seconds what it is worth; what the
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 import time
@@ -18,10 +17,10 @@ from typing import Any, cast
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from lending.bureau.v1.bureau_service_pb2 import GatherProfilesRequest, GatherProfilesResponse
+from lending.bureau.v1.bureau_service_pb2 import GatherProfilesRequest
 from lending.intake.v1.intake_service_pb2 import Application
 from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest
-from lending.scoring.v1.scoring_service_pb2 import ScoreProfilesRequest, ScoreProfilesResponse
+from lending.scoring.v1.scoring_service_pb2 import ScoreProfilesRequest
 from lending.type.v1.party_pb2 import Party
 
 from benchmarks.bench import Bench, Found, figure, table
@@ -51,7 +50,8 @@ class Stage:
 
     name: str
     method: Callable[[Any, Any], Awaitable[Message]]
-    request: Callable[[Sequence[Any]], Message]
+    request: type[Any]
+    """The class of its requests, which hold `items`."""
     items: Sequence[Message]
 
 
@@ -59,14 +59,16 @@ async def measure(bench: Bench) -> Found:
     """Each stage at each size of batch."""
     count, rounds = bench.size(512, 64), bench.size(7, 1)
     measured: dict[str, dict[str, float]] = {}
-    async with _stages(bench, count) as stages:
-        for stage in stages:
+    async with _bureau(bench) as bureau:
+        for stage in await _stages(bench, bureau, count):
             measured[stage.name] = {
                 str(size): min([await _us_each(stage, size) for _ in range(rounds)]) for size in BATCHES
             }
-        for size in BATCHES:
-            name = "bureau, cold"
-            measured.setdefault(name, {})[str(size)] = await _cold_us_each(bench, size, count // 2)
+        measured["bureau, cold"] = {}
+        for number, size in enumerate(BATCHES, 1):
+            # Of subjects that nobody has asked about: each costs a query to each source.
+            stage = _gathering("bureau, cold", bureau, _applications(bench, number * count, count // 2))
+            measured[stage.name][str(size)] = await _us_each(stage, size)
     rows = [(name, *(figure(us) for us in sizes.values())) for name, sizes in measured.items()]
     header = ("CPU us an application, in batches of", *(str(size) for size in BATCHES))
     return Found(rows=[], markdown=[table(header, rows)], measured=measured)
@@ -75,11 +77,10 @@ async def measure(bench: Bench) -> Found:
 async def _us_each(stage: Stage, size: int) -> float:
     """CPU an item, microseconds. Callers take the best round: what else runs here can only add."""
     batches = [stage.items[at : at + size] for at in range(0, len(stage.items), size)]
-    asked = [stage.request(batch).SerializeToString() for batch in batches]
-    read = type(stage.request(()))
+    asked = [stage.request(items=batch).SerializeToString() for batch in batches]
     started = time.process_time()
     for request in asked:
-        await _answer(stage.method, read.FromString(request))
+        await _answer(stage.method, stage.request.FromString(request))
     return (time.process_time() - started) / len(stage.items) * 1e6
 
 
@@ -88,58 +89,59 @@ async def _answer(method: Callable[[Any, Any], Awaitable[Message]], request: Mes
     return (await method(request, CONTEXT)).SerializeToString()
 
 
-async def _cold_us_each(bench: Bench, size: int, count: int) -> float:
-    """As `_us_each`, of subjects that nobody has asked about: each costs a query to each source."""
-    async with _bureau(bench) as service:
-        stage = Stage("cold", _method(service, "GatherProfiles"), _gathers, _gather_items(bench, count))
-        return await _us_each(stage, size)
-
-
-@asynccontextmanager
-async def _stages(bench: Bench, count: int) -> AsyncIterator[list[Stage]]:
+async def _stages(bench: Bench, bureau: Service, count: int) -> list[Stage]:
     """Bureau warm, scoring and pricing, each asked with what the stage before it answered; half persons, half firms."""
-    async with _bureau(bench) as bureau:
-        gather = _method(bureau, "GatherProfiles")
-        asked = _gather_items(bench, count)
-        profiles = []
-        for at in range(0, count, 64):
-            told = cast(GatherProfilesResponse, await gather(_gathers(asked[at : at + 64]), CONTEXT))
-            profiles += [result.profile for result in told.results]
-        applications = _applications(bench, count)
-        scored = [
-            ScoreProfilesRequest.Item(
-                key=item.key,
-                party_kind=item.party.kind,
-                profile=profile,
-                declaration=application.declaration,
-                age_years=_age(item.party, bench.clock),
-            )
-            for item, application, profile in zip(asked, applications, profiles, strict=True)
-        ]
-        score = _method(await build_scoring(ScoringSettings(), bench.clock), "ScoreProfiles")
-        scores = []
-        for at in range(0, count, 64):
-            told_scores = cast(ScoreProfilesResponse, await score(_scores(scored[at : at + 64]), CONTEXT))
-            scores += [result.score for result in told_scores.results]
-        priced = [
-            PriceApplicationsRequest.Item(
-                key=item.key,
-                lender=LENDER,
-                party_kind=item.party_kind,
-                loan=application.loan,
-                declaration=application.declaration,
-                profile=item.profile,
-                score=one,
-                age_years=item.age_years if item.HasField("age_years") else None,
-            )
-            for item, application, one in zip(scored, applications, scores, strict=True)
-        ]
-        price = _method(await build_pricing(PricingSettings(), bench.clock), "PriceApplications")
-        yield [
-            Stage("bureau, warm", gather, _gathers, asked),
-            Stage("scoring", score, _scores, scored),
-            Stage("pricing", price, _prices, priced),
-        ]
+    applications = _applications(bench, 0, count)
+    gathering = _gathering("bureau, warm", bureau, applications)
+    profiles = [result.profile for result in await _all(gathering)]
+    asked = cast(Sequence[GatherProfilesRequest.Item], gathering.items)
+    scored = [
+        ScoreProfilesRequest.Item(
+            key=item.key,
+            party_kind=item.party.kind,
+            profile=profile,
+            declaration=application.declaration,
+            age_years=_age(item.party, bench.clock),
+        )
+        for item, application, profile in zip(asked, applications, profiles, strict=True)
+    ]
+    score = _method(await build_scoring(ScoringSettings(), bench.clock), "ScoreProfiles")
+    scoring = Stage("scoring", score, ScoreProfilesRequest, scored)
+    priced = [
+        PriceApplicationsRequest.Item(
+            key=item.key,
+            lender=LENDER,
+            party_kind=item.party_kind,
+            loan=application.loan,
+            declaration=application.declaration,
+            profile=item.profile,
+            score=result.score,
+            age_years=item.age_years if item.HasField("age_years") else None,
+        )
+        for item, application, result in zip(scored, applications, await _all(scoring), strict=True)
+    ]
+    price = _method(await build_pricing(PricingSettings(), bench.clock), "PriceApplications")
+    return [gathering, scoring, Stage("pricing", price, PriceApplicationsRequest, priced)]
+
+
+async def _all(stage: Stage) -> list[Any]:
+    """What it answers to all its items."""
+    batches = [stage.items[at : at + 64] for at in range(0, len(stage.items), 64)]
+    answers: list[Any] = [await stage.method(stage.request(items=batch), CONTEXT) for batch in batches]
+    return [result for answer in answers for result in answer.results]
+
+
+def _gathering(name: str, bureau: Service, applications: Sequence[Application]) -> Stage:
+    items = [
+        GatherProfilesRequest.Item(
+            key=f"{LENDER}/applications/{index}/assessments/1",
+            lender=LENDER,
+            party=application.parties[0],
+            consents=application.consents,
+        )
+        for index, application in enumerate(applications)
+    ]
+    return Stage(name, _method(bureau, "GatherProfiles"), GatherProfilesRequest, items)
 
 
 @asynccontextmanager
@@ -170,38 +172,13 @@ def _method(service: Service, name: str) -> Callable[[Any, Any], Awaitable[Messa
     return cast(Callable[[Any, Any], Awaitable[Message]], getattr(servicer, name))
 
 
-def _applications(bench: Bench, count: int) -> list[Application]:
+def _applications(bench: Bench, first: int, count: int) -> list[Application]:
     population, now = Population(bench.seed), bench.clock.now()
-    kinds = itertools.islice(itertools.cycle(KINDS), count)
     return [
-        json_format.ParseDict(population.application(kind, index, now), Application())
-        for index, kind in enumerate(kinds)
-    ]
-
-
-def _gather_items(bench: Bench, count: int) -> list[GatherProfilesRequest.Item]:
-    return [
-        GatherProfilesRequest.Item(
-            key=f"{LENDER}/applications/{index}/assessments/1",
-            lender=LENDER,
-            party=application.parties[0],
-            consents=application.consents,
-        )
-        for index, application in enumerate(_applications(bench, count))
+        json_format.ParseDict(population.application(KINDS[index % 2], index, now), Application())
+        for index in range(first, first + count)
     ]
 
 
 def _age(party: Party, clock: Clock) -> int | None:
     return age_on(party.identity.value, clock.now().date()) if party.kind == Party.KIND_PERSON else None
-
-
-def _gathers(items: Sequence[GatherProfilesRequest.Item]) -> Message:
-    return GatherProfilesRequest(items=items)
-
-
-def _scores(items: Sequence[ScoreProfilesRequest.Item]) -> Message:
-    return ScoreProfilesRequest(items=items)
-
-
-def _prices(items: Sequence[PriceApplicationsRequest.Item]) -> Message:
-    return PriceApplicationsRequest(items=items)

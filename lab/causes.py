@@ -88,7 +88,8 @@ class Mesh:
         return self.outside.state / "intake.db"
 
 
-Plant = Callable[[Mesh], Awaitable[None]]
+Plant = Callable[[Mesh], Awaitable[float | None]]
+"""Answers when the trouble began, seconds since 1970; None: when it was planted."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,11 @@ async def paused_replica(mesh: Mesh) -> None:
         replica.signal(signal.SIGCONT)
 
 
-async def poisoned_application(mesh: Mesh) -> None:
-    """One stored application cannot be read any more: it breaks its stage at each attempt."""
+async def poisoned_application(mesh: Mesh) -> float:
+    """One stored application cannot be read any more: it breaks its stage at each attempt.
+
+    It has to wait for something to be struck; the trouble begins when nothing else waits any more.
+    """
     await set_source(mesh.world, "court", {"dead": True})
     try:
         async with mesh.client() as client:
@@ -172,11 +176,15 @@ async def poisoned_application(mesh: Mesh) -> None:
                     " WHERE state = 'PENDING' AND owner IS NULL) RETURNING id"
                 ).fetchall()
             if struck:
-                return
+                break
             await mesh.clock.sleep(0.1)
-        raise RuntimeError("nothing waited for the court, so that there was nothing to poison")
+        else:
+            raise RuntimeError("nothing waited for the court, so that there was nothing to poison")
     finally:
         await set_source(mesh.world, "court", HEALTHY)
+    while await pending(mesh.world.database) > 1:
+        await mesh.clock.sleep(0.1)
+    return mesh.clock.now().timestamp()
 
 
 async def slow_database(mesh: Mesh) -> None:
@@ -291,7 +299,7 @@ class Verdict:
 async def look(mesh: Mesh, trouble: Trouble) -> Verdict:
     """Plant it, and ask the command until it names it, or for too long."""
     began = mesh.clock.now().timestamp()
-    await trouble.plant(mesh)
+    began = await trouble.plant(mesh) or began
     give_up = mesh.clock.monotonic() + NAMED_WITHIN_S
     while True:
         said = await why_failed(mesh, began)

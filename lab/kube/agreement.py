@@ -22,6 +22,7 @@ def check(overlay: Overlay) -> Iterator[Problem]:
         if workload.service:
             images.setdefault(str(workload.main.get("image")), workload)
             yield from _settings(workload)
+            yield from _files(workload)
         if workload.serves:
             yield from _ports(workload)
         for at, name in _uses(workload):
@@ -52,6 +53,19 @@ def _settings(workload: Workload) -> Iterator[Problem]:
             yield workload.wrong(
                 "containers[0].args", "must hold no address with a password: arguments are seen by all"
             )
+
+
+def _files(workload: Workload) -> Iterator[Problem]:
+    """A setting that names a file names one that some volume brings."""
+    mounts = [str(mount["mountPath"]).rstrip("/") + "/" for mount in workload.main.get("volumeMounts") or ()]
+    for name, entry in workload.env.items():
+        value = str(entry.get("value", ""))
+        if name.endswith("_FILE") and value and not any(value.startswith(mount) for mount in mounts):
+            yield workload.wrong(f"env {name}", f"is {value}, which is in no volume of the container")
+    known = {str(volume["name"]) for volume in workload.pod.get("volumes") or ()}
+    for mount in workload.main.get("volumeMounts") or ():
+        if mount["name"] not in known:
+            yield workload.wrong("containers[0].volumeMounts", f"{mount['name']} is no volume of the pod")
 
 
 def _ports(workload: Workload) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +35,8 @@ PROBED = ("readiness", "liveness")
 """What a service tells of its health to who probes it."""
 
 
-def settings_of(service: str) -> dict[str, Knob]:
+@functools.lru_cache(maxsize=8)
+def settings_of(service: str) -> Mapping[str, Knob]:
     """Every setting of a service by its name in the environment."""
     class_ = SETTINGS[service]
     return {knob.name: knob for knob in knobs(class_, prefix_of(class_))}
@@ -45,6 +47,7 @@ def default_of(service: str, name: str) -> Any:
     return settings_of(service)[name].value(SETTINGS[service].model_construct())
 
 
+@functools.lru_cache(maxsize=1000)
 def refused(service: str, name: str, value: str) -> str:
     """What a setting may be, where this value is none of it; empty where it is one."""
     knob = settings_of(service)[name]

@@ -38,6 +38,7 @@ ROOT = OVERLAYS.parents[2]
 BASE = "docker.io/library/python:3.13-slim"
 TLS = "/var/run/loanmesh/tls"
 READY_WITHIN_S = 60.0
+INTERRUPTED = 130
 DECIDED_WITHIN_S = 30.0
 ORDER = ("bureau", "scoring", "pricing", "intake-worker", "intake")
 """As they are started; intake last, when there is somebody to ask."""
@@ -334,7 +335,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document in the end")
     asked = parser.parse_args(arguments)
     report = Report(quiet=asked.json)
-    asyncio.run(run(report, asked.base, asked.tag, SystemClock()))
+    try:
+        asyncio.run(run(report, asked.base, asked.tag, SystemClock()))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     summed_up(report, "image", asked.json)
     return 0 if report.good else 1
 

@@ -27,6 +27,7 @@ from lab.kube.report import Report, summed_up
 from loanmesh.runtime.clock import Clock, SystemClock
 
 LOOK_EVERY_S = 2.0
+INTERRUPTED = 130
 SIMULATED = "kwok.x-k8s.io/node"
 """Annotation of nodes that kwok plays."""
 ZONE = "topology.kubernetes.io/zone"
@@ -309,7 +310,11 @@ class Trial:
             await self._cluster.drain(node, self._within_s)
             await self._all_ready("drain")
             await self._told("drain", seen)
-            left = [p["metadata"]["name"] for p in await self._pods() if p["spec"].get("nodeName") == node]
+            left = [
+                pod["metadata"]["name"]
+                for pod in await self._pods()
+                if pod["spec"].get("nodeName") == node and not _of_every_node(pod)
+            ]
         wrong = [*seen.broken, *(f"pod {name} is still on {node}" for name in left)]
         fine = f"{node} emptied of {len(on_it)} pods; fewest ready {_counts(seen.fewest)}"
         self._report.judge("drain", wrong, fine)
@@ -377,12 +382,20 @@ def _waits(kind: str, name: str, found: Data, floor: int) -> str:
         return "" if status.get("succeeded") else f"Job {name}: not done"
     if status.get("observedGeneration", 0) < found["metadata"].get("generation", 0):
         return f"{kind} {name}: not looked at yet"
-    wanted = max(int(spec.get("replicas", 1)), floor)
-    fresh, there = status.get("updatedReplicas", 0), status.get("replicas", 0)
-    serve = status.get("availableReplicas", 0)
+    if kind == "DaemonSet":
+        wanted, there = status.get("desiredNumberScheduled", 0), status.get("currentNumberScheduled", 0)
+        fresh, serve = status.get("updatedNumberScheduled", 0), status.get("numberAvailable", 0)
+    else:
+        wanted, there = max(int(spec.get("replicas", 1)), floor), status.get("replicas", 0)
+        fresh, serve = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
     if fresh == there == serve == wanted:
         return ""
     return f"{kind} {name}: {serve} of {wanted} serve, {fresh} of them new, {there} are there"
+
+
+def _of_every_node(pod: Data) -> bool:
+    """Whether a DaemonSet owns it: such a pod stays on a node that is drained."""
+    return any(owner["kind"] == "DaemonSet" for owner in pod["metadata"].get("ownerReferences") or ())
 
 
 def _why(pod: Data) -> str:
@@ -426,6 +439,8 @@ def main(arguments: list[str] | None = None) -> int:
             asyncio.run(Trial(cluster, overlay, SystemClock(), report, within_s=asked.within).run(keep=asked.keep))
     except CannotBuild as error:
         report.failed("build", str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     summed_up(report, asked.overlay, asked.json)
     return 0 if report.good else 1
 

@@ -98,9 +98,10 @@ def client(address: str, **options: Any) -> Client:
 
 
 def channel(address: str) -> grpc.aio.Channel:
-    """A channel to one process at HOST:PORT, whichever service it is. Ends with 2 where a file cannot be used.
+    """A channel to one process at HOST:PORT, whichever service it is, or to a gRPC name that begins with the service.
 
-    Raises OSError, of which ssl.SSLError is one, where TLS is spoken and the process cannot be asked who it is.
+    Ends with 2 where a file cannot be used. Raises AioRpcError, as a call would, where TLS is spoken and the process
+    cannot be asked who it is.
     """
     import grpc
 
@@ -115,8 +116,35 @@ def channel(address: str) -> grpc.aio.Channel:
     files = ours.files
     shown = _usable(lambda: credentials(Watched(files)))
     host, _, port = address.rpartition(":")
-    options = named(service_at(host.strip("[]"), int(port), files))
-    return grpc.aio.secure_channel(address, shown, options=options, interceptors=_signing(Bearer(ours.token)))
+    if host.startswith("dns:"):
+        service = host.rsplit("/", 1)[-1].split(".")[0]
+    else:
+        try:
+            service = service_at(host.strip("[]"), int(port), files)
+        except OSError as error:
+            raise _away(str(error)) from error
+    interceptors = _signing(Bearer(ours.token))
+    return grpc.aio.secure_channel(address, shown, options=named(service), interceptors=interceptors)
+
+
+async def explained(error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+    """The same; where TLS is why nobody answers, with details that begin with its `tls_...` and say so."""
+    import grpc
+
+    from loanmesh.runtime.clock import SystemClock
+    from loanmesh.runtime.handshake import WORDS, Diagnosis
+
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return error
+    ours = security("operator")
+    cause = await Diagnosis("", ours.files if ours else None, SystemClock()).cause(error.details() or "")
+    return _away(f"{cause}: {WORDS[cause]}") if cause else error
+
+
+def _away(details: str) -> grpc.aio.AioRpcError:
+    import grpc
+
+    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
 
 def _signing(bearer: Bearer) -> Sequence[grpc.aio.ClientInterceptor]:

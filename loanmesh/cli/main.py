@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import certs, connection, erase, keys, ops, parked, promotion, serve, trace, why_failed
+from loanmesh.cli import certs, connection, erase, keys, ops, parked, promotion, serve, top, trace, why_failed
 
 app = connection.App(
     no_args_is_help=True,
@@ -573,6 +573,7 @@ serve.register(app)
 promotion.register(app)
 trace.register(app)
 why_failed.register(app)
+top.register(app)
 parked.register(app)
 
 

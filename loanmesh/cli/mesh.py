@@ -138,6 +138,7 @@ class Mesh:
             "replicas": {name: [facts(part) for part in parts] for name, parts in self.replicas.items()},
             "targets": {name: self.target(name) for name in SERVICES},
             "otlp": f"http://{self._sink_address}",
+            "sink": facts(self._sink),
             **({"certs": str(self.certs)} if self.certs else {}),
         }
 

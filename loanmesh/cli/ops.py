@@ -119,7 +119,9 @@ def _show(
                 console.print(f"[bold]{address}[/]")
                 show(console, answer)
         elif answer.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            console.print(f"[bold]{address}[/]  [red]not reachable[/]; is the mesh up? --address names another process")
+            details = answer.details() or ""
+            hint = details if details.startswith("tls_") else "is the mesh up? --address names another process"
+            console.print(f"[bold]{address}[/]  [red]not reachable[/]; {escape(hint)}")
             code = code or UNREACHABLE
         else:
             console.print(f"[bold]{address}[/]  [red]refused[/] {answer.code().name}: {escape(answer.details() or '')}")
@@ -139,11 +141,7 @@ async def _ask_all(
             async with connection.channel(address) as channel:
                 return await ask(OpsServiceStub(channel))
         except grpc.aio.AioRpcError as error:
-            return error
-        except OSError as error:  # It could not be asked who it is.
-            return grpc.aio.AioRpcError(
-                grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), str(error)
-            )
+            return await connection.explained(error)
 
     return list(await asyncio.gather(*(one(address) for address in addresses)))
 

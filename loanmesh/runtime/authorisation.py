@@ -19,7 +19,9 @@ SECTIONS = ("roles", "methods", "lenders")
 ANYBODY = "*"
 """The pattern that needs no proof of who calls."""
 _OF_LENDERS = "lending.intake."
-"""Methods whose requests are each about one lender, in `parent` or `name`; one that is about none is refused."""
+"""Methods whose requests are each about one lender, in `parent` or `name`, or about several, in `names`."""
+_ALL = "lenders/*"
+"""What a request is about that names no lender: for those who may act for all."""
 SHIPPED = "loanmesh/runtime/access.yaml"
 
 
@@ -67,11 +69,13 @@ class Authorisation:
         """Raises NotAllowed where a request to intake is about a lender that the caller may not act for."""
         if not method.startswith(_OF_LENDERS):
             return
-        about = str(getattr(request, "parent", "") or getattr(request, "name", ""))
-        lender = "/".join(about.split("/")[:2])
-        if not self._may_act(caller.path, lender):
-            # The same words whether there is such a lender or not.
-            raise NotAllowed(f"{caller.path} may not act for {lender or 'all lenders'}", reason="LENDER_NOT_ALLOWED")
+        one = str(getattr(request, "parent", "") or getattr(request, "name", ""))
+        names = (one,) if one else tuple(getattr(request, "names", ())) or (_ALL,)
+        for lender in {"/".join(name.split("/")[:2]) for name in names}:
+            if not self._may_act(caller.path, lender):
+                # The same words whether there is such a lender or not.
+                said = "all lenders" if lender == _ALL else lender
+                raise NotAllowed(f"{caller.path} may not act for {said}", reason="LENDER_NOT_ALLOWED")
 
     def _look_up_method(self, path: str, method: str) -> bool:
         return any(self._matches(pattern, path) for pattern in self._table.callers(method))

@@ -60,11 +60,16 @@ class Material:
         """Seconds until the certificate expires; negative afterwards; None without a certificate."""
         return (self.expires_at - now).total_seconds() if self.expires_at else None
 
+    def left_share(self, now: dt.datetime) -> float | None:
+        """The share of its life that the certificate has left, negative afterwards; None without a certificate."""
+        if not self.expires_at or not self.valid_from:
+            return None
+        return (self.expires_at - now) / (self.expires_at - self.valid_from)
+
     def expires_soon(self, now: dt.datetime) -> bool:
         """Whether it is time to warn."""
-        if not self.expires_at or not self.valid_from:
-            return False
-        return self.expires_at - now < (self.expires_at - self.valid_from) * EXPIRY_WARNING_SHARE
+        share = self.left_share(now)
+        return share is not None and share < EXPIRY_WARNING_SHARE
 
     def is_believed(self) -> bool:
         """Whether one of our own CAs signed the certificate, or the last of those that stand behind it."""

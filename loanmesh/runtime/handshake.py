@@ -57,6 +57,7 @@ log = structlog.get_logger()
 class Diagnosis:
     """Tells what is wrong with TLS towards one service.
 
+    service  the name that its certificate must state; empty: any.
     files  what we show and believe; None where we speak no TLS.
     """
 
@@ -116,9 +117,9 @@ def probe(host: str, port: int, service: str, files: Files | None, now: dt.datet
     try:
         with socket.create_connection((host, port), PROBE_S) as plain:
             if files is None:
-                with _believing_all().wrap_socket(plain, server_hostname=service):
+                with _believing_all().wrap_socket(plain, server_hostname=service or None):
                     return "tls_required"
-            with _showing(files).wrap_socket(plain, server_hostname=service) as secure:
+            with _showing(files, named=bool(service)).wrap_socket(plain, server_hostname=service or None) as secure:
                 # Only what comes after the handshake shows whether the server took our certificate (TLS 1.3): the first
                 # frame of HTTP/2, or the end.
                 return "" if secure.recv(1) else _refusal(files, now)
@@ -154,8 +155,7 @@ def service_at(host: str, port: int, files: Files) -> str:
 
     For tools that are pointed at a process, whichever it is. Raises OSError, of which ssl.SSLError is one. Blocks.
     """
-    context = _showing(files)
-    context.check_hostname = False
+    context = _showing(files, named=False)
     with (
         socket.create_connection((host, port), PROBE_S) as plain,
         context.wrap_socket(plain) as secure,
@@ -164,8 +164,9 @@ def service_at(host: str, port: int, files: Files) -> str:
     return next((str(value) for kind, value in shown.get("subjectAltName", ()) if kind == "DNS"), "")
 
 
-def _showing(files: Files) -> ssl.SSLContext:
+def _showing(files: Files, *, named: bool) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(files.ca))
+    context.check_hostname = named
     if files.certificate:
         context.load_cert_chain(files.certificate, files.key)
     context.set_alpn_protocols(["h2"])

@@ -64,6 +64,10 @@ class Histogram:
         if value > series.most:
             series.most = value
 
+    def counted(self) -> list[tuple[dict[str, str], list[int]]]:
+        """Attributes and counts by bucket of each series, as they stand."""
+        return [(dict(key), list(series.counts)) for key, series in list(self._series.items())]
+
     def metric(self) -> Metric:
         """As it stands, in the SDK's words."""
         now_ns = self._now_ns()

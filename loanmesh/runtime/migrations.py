@@ -95,9 +95,12 @@ def _connected(url: str, work: Callable[[Connection], None]) -> None:
     else:
         import asyncio
 
+        import asyncpg
+
         async def over_asyncpg() -> None:
+            # The driver reads the url itself, as for the service: only so do all its parameters work, those of TLS too.
             engine = create_async_engine(
-                url.replace("postgresql://", "postgresql+asyncpg://", 1), poolclass=pool.NullPool
+                "postgresql+asyncpg://", poolclass=pool.NullPool, async_creator=lambda: asyncpg.connect(url)
             )
             async with engine.begin() as connection:
                 # Two replicas that start at once must not both create the tables.

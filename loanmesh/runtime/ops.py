@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections import OrderedDict
 from typing import Any
@@ -11,10 +12,12 @@ import structlog
 from lending.ops.v1 import ops_service_pb2 as pb
 from lending.ops.v1.ops_service_pb2_grpc import OpsServiceServicer
 
+from loanmesh.runtime import semconv
 from loanmesh.runtime.breaker import State
 from loanmesh.runtime.caller import proven
 from loanmesh.runtime.errors import NotFound, RequestIdConflict
 from loanmesh.runtime.guard import Guard
+from loanmesh.runtime.histogram import Histogram
 from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.vitals import Vitals
 
@@ -42,13 +45,20 @@ class OpsServicer(OpsServiceServicer):
     """Speaks for the process it runs in."""
 
     def __init__(
-        self, service: str, instance: str, started_at: dt.datetime, vitals: Vitals, heartbeat: Heartbeat
+        self,
+        service: str,
+        instance: str,
+        started_at: dt.datetime,
+        vitals: Vitals,
+        heartbeat: Heartbeat,
+        calls: Histogram | None = None,
     ) -> None:
         self._service = service
         self._instance = instance
         self._started_at = started_at
         self._vitals = vitals
         self._heartbeat = heartbeat
+        self._calls = calls
         self._guards = {guard.name: guard for guard in vitals.guards}
         self._orders: OrderedDict[str, bytes] = OrderedDict()
 
@@ -63,7 +73,15 @@ class OpsServicer(OpsServiceServicer):
             loop_lag_max_ms=self._heartbeat.lag_s_max * 1e3,
             queues=[pb.Queue(name=q.name, length=q.length(), limit=q.limit) for q in vitals.queues],
             backlog=vitals.backlog,
+            tasks=len(asyncio.all_tasks()),
+            decisions=vitals.decisions.total(),
+            accepted=vitals.accepted.total(),
+            bounds_s=semconv.DURATION_BOUNDS_S,
         )
+        for said, counts in self._calls.counted() if self._calls else ():
+            status.calls.add(
+                method=said.get(semconv.RPC_METHOD, ""), status=said.get(semconv.RPC_STATUS_CODE, ""), counts=counts
+            )
         status.start_time.FromDatetime(self._started_at)
         for step in vitals.steps:
             if step.check():

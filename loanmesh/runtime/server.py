@@ -100,7 +100,10 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
     for add, servicer in service.registrations:
         add(servicer, unregistered)
     heartbeat = Heartbeat(clock, telemetry.observe(service.vitals))
-    add_OpsServiceServicer_to_server(ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat), unregistered)
+    add_OpsServiceServicer_to_server(
+        ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat, telemetry.histogram(measures.SERVER_CALL)),
+        unregistered,
+    )
     names = (*service.service_names, ops.SERVICE_NAME)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, unregistered)

@@ -142,8 +142,13 @@ class _Log:
 
 def recorder(measure: Measure) -> Callable[[float, Mapping[str, str]], None]:
     """Records what is distributed, with what it is recorded by; one a measure and process."""
+    return histogram(measure).record
+
+
+def histogram(measure: Measure) -> Histogram:
+    """The process's one histogram of a measure."""
     clock = SystemClock()
-    return _histograms.setdefault(measure.name, Histogram(measure, lambda: int(clock.now().timestamp() * 1e9))).record
+    return _histograms.setdefault(measure.name, Histogram(measure, lambda: int(clock.now().timestamp() * 1e9)))
 
 
 def observe(vitals: Vitals) -> Callable[[float], None]:

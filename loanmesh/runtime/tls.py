@@ -18,6 +18,8 @@ from loanmesh.runtime.tokens import Tokens, make_tokens
 
 CERTIFICATE_EXPIRY = "loanmesh.certificate.expiry"
 """Seconds until expiry, by `role`: certificate (our own) or ca (the last of those we believe)."""
+CERTIFICATE_LIFE_LEFT = "loanmesh.certificate.life_left"
+"""Share of our certificate's life that is left: says that renewal does not work, however long certificates live."""
 
 
 def files_of(settings: TlsSettings) -> Files:
@@ -82,8 +84,12 @@ class ServerCertificates:
         self._reload_s = reload_s
         self._clock = clock
         self._expiry = ExpiryWatch(clock.now)
-        metrics.get_meter("loanmesh").create_observable_gauge(
+        meter = metrics.get_meter("loanmesh")
+        meter.create_observable_gauge(
             CERTIFICATE_EXPIRY, [self._observe], unit="s", description="Seconds until a certificate expires"
+        )
+        meter.create_observable_gauge(
+            CERTIFICATE_LIFE_LEFT, [self._observe_share], unit="1", description="Share of a certificate's life left"
         )
 
     @property
@@ -128,6 +134,10 @@ class ServerCertificates:
         yield metrics.Observation((material.ca_expires_at - now).total_seconds(), {"role": "ca"})
         if (left_s := material.left_s(now)) is not None:
             yield metrics.Observation(left_s, {"role": "certificate"})
+
+    def _observe_share(self, options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+        if (share := self._watched.material.left_share(self._clock.now())) is not None:
+            yield metrics.Observation(share, {"role": "certificate"})
 
 
 def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:

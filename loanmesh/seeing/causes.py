@@ -18,7 +18,13 @@ from loanmesh.seeing.spans import Span
 
 SLOW_S = 0.5
 """A commit, a source or a hop that took this long made its application late."""
-_SERVICES = {"BureauService": "bureau", "ScoringService": "scoring", "PricingService": "pricing"}
+METHODS_OF = {
+    "bureau": "lending.bureau.v1.BureauService/GatherProfiles",
+    "scoring": "lending.scoring.v1.ScoringService/ScoreProfiles",
+    "pricing": "lending.pricing.v1.PricingService/PriceApplications",
+}
+"""How intake asks each service behind it."""
+_SERVICES = {method: service for service, method in METHODS_OF.items()}
 _CERTIFICATE = re.compile(r"certificate|handshake|\bssl\b|\btls\b", re.IGNORECASE)
 _FULL = re.compile(r"disk is full|no space|disk I/O|disk quota|file too large|FullError", re.IGNORECASE)
 _BUSY = re.compile(r"locked|busy|timed? ?out|timeout|did not answer", re.IGNORECASE)
@@ -361,8 +367,7 @@ def _behind(spans: Sequence[Span]) -> dict[str, str]:
 
 def callee_of(span: Span) -> str:
     """Which service a call went to; '' where it went to none of those behind intake."""
-    service = span.text(semconv.RPC_METHOD).rpartition("/")[0].rpartition(".")[2]
-    return _SERVICES.get(service, "")
+    return _SERVICES.get(span.text(semconv.RPC_METHOD), "")
 
 
 def _group(pairs: Sequence[tuple[Cause, _Case]]) -> Group:

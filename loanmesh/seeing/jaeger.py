@@ -108,7 +108,7 @@ def _spans(trace: Mapping[str, Any]) -> Iterable[Span]:
             ended=began + span["duration"] / 1e6,
             error=text if error else "",
             attributes=facts,
-            events=[_event(log) for log in span.get("logs") or ()],
+            events=tuple(_event(log) for log in span.get("logs") or ()),
         )
 
 

@@ -35,7 +35,9 @@ def spans_of(request: ExportTraceServiceRequest) -> Iterator[Span]:
                     ended=span.end_time_unix_nano / _EPOCH_NS,
                     error=(span.status.message or "error") if span.status.code == Status.STATUS_CODE_ERROR else "",
                     attributes=_facts(span.attributes),
-                    events=[Event(e.time_unix_nano / _EPOCH_NS, e.name, _facts(e.attributes)) for e in span.events],
+                    events=tuple(
+                        Event(e.time_unix_nano / _EPOCH_NS, e.name, _facts(e.attributes)) for e in span.events
+                    ),
                 )
 
 

@@ -194,7 +194,7 @@ def _span(row: Sequence[Any]) -> Span:
     *plain, attributes, events = row
     names = ("trace_id", "span_id", "parent_id", "name", "service", "instance", "kind", "began", "ended", "error")
     said = dict(zip(names, plain, strict=True))
-    return Span(**said, attributes=json.loads(attributes), events=[Event(*event) for event in json.loads(events)])
+    return Span(**said, attributes=json.loads(attributes), events=tuple(Event(*event) for event in json.loads(events)))
 
 
 def _log(row: Sequence[Any]) -> Log:

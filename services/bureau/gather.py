@@ -31,6 +31,7 @@ _STATES = {
     number: name.removeprefix("STATE_").lower() for name, number in SourceReport.State.items()
 }  # fmt: skip
 """Words for the states of a report, as metrics have them."""
+_IDENTITY_KINDS = {number: name.removeprefix("KIND_").lower() for name, number in Identity.Kind.items()}
 log = structlog.get_logger()
 Key = tuple[str, str, str]
 """(lender, hash of the subject, source)."""
@@ -109,13 +110,14 @@ class Gatherer:
         tasks: dict[Key, asyncio.Task[Answer | Missing]] = {}
         spared: dict[Key, str] = {}
         for item, keys in zip(items, wanted, strict=True):
+            subject = _subject(item.party)
             for key in keys:
                 if key in cached and is_fresh(cached[key].observed_at, self._sources[key[2]], now_s):
                     continue
                 if step := self._step(key, cached, now_s):
                     spared[key] = step
                 else:
-                    tasks[key] = self._fetch(key, _subject(item.party))
+                    tasks[key] = self._fetch(key, subject)
         trails = {key: self._trails[key] for key in tasks}
         if tasks:
             await asyncio.wait(tasks.values(), timeout=self._budget_s)
@@ -237,5 +239,5 @@ def _verdict(said: Answer | str) -> Verdict:
 
 
 def _subject(party: Party) -> Subject:
-    kind = Identity.Kind.Name(party.identity.kind).removeprefix("KIND_").lower()
-    return Subject("person" if party.kind == Party.KIND_PERSON else "firm", kind, party.identity.value)
+    kind: PartyKind = "person" if party.kind == Party.KIND_PERSON else "firm"
+    return Subject(kind, _IDENTITY_KINDS[party.identity.kind], party.identity.value)

@@ -94,6 +94,11 @@ class Estimate:
         await self._refreshed()
         return self._ahead[-1]
 
+    @property
+    def replicas(self) -> int:
+        """How many replicas hold work, by the last count; at least 1."""
+        return self._replicas
+
     async def _refreshed(self) -> None:
         if self._refreshing is None and self._clock.monotonic() >= self._refresh_at:
             self._refreshing = asyncio.create_task(self._refresh())

@@ -223,10 +223,10 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         watch.leave()
 
     async def close() -> None:
-        await watch.stop()
         for task in looking:
             task.cancel()
         await asyncio.wait(looking)
+        await watch.stop()
         await asyncio.gather(*(channel.close() for channel in channels))
         await database.close()
 

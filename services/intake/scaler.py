@@ -19,6 +19,8 @@ WINDOW_S = 10.0
 """Over how long arrivals are counted, seconds."""
 COUNT_MAX = 50_000
 """Arrivals counted at most: more a second than WINDOW_S of these are taken for as many. Bounds what the count costs."""
+SATURATED_S = 2.0
+"""A rate tells what replicas can do only while they have more to do: a backlog of so many seconds of all of them."""
 FRESH_S = 1.0
 """How long a count serves all who ask."""
 OWN_OF_KEDA = {"scalerAddress", "enableTLS", "unsafeSsl", "tlsCertFile", "caCert", "tlsClientCert", "tlsClientKey"}
@@ -113,13 +115,20 @@ class Scaler:
     async def wanted(self, ask: Ask) -> float:
         """Replicas wanted of the service, not rounded. Raises DependencyDown."""
         load = await self.load()
-        # All stages run on the same kind of machine: what ours does today against what it was measured to do tells how
-        # fast that is. A replica that does not decide has measured nothing.
+        decides = ask.service != ACCEPTS
+        # What holds up deciding, a source's quota say, is no matter of accepting.
+        speed = self._speed(load) if decides else 1.0
+        return wanted(load, ask.a_second, ask.drain_s, ask.utilisation, speed=speed, backlog_counts=decides)
+
+    def _speed(self, load: Load) -> float:
+        """How fast replicas are today: what this one decides against what it was measured to do beforehand.
+
+        All stages run on the same kind of machine. A replica that does not decide has measured nothing.
+        """
         measured = self._estimate.rate()
-        speed = 1.0 if measured is None else measured / self._settings.rates[DECIDES]
-        return wanted(
-            load, ask.a_second, ask.drain_s, ask.utilisation, speed=speed, backlog_counts=ask.service != ACCEPTS
-        )
+        if measured is None or load.backlog < SATURATED_S * measured * self._estimate.replicas:
+            return 1.0
+        return measured / self._settings.rates[DECIDES]
 
     async def is_active(self) -> bool:
         """Whether there is anything to do. Raises DependencyDown."""

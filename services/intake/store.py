@@ -603,8 +603,13 @@ def parse_filter(text: str) -> tuple[list[str], list[object]]:
     for number, part in enumerate(filter(None, re.split(r"\s+AND\s+", text.strip())), start=1):
         match = re.fullmatch(r"(\w+)\s*(=|!=|<=|>=|<|>)\s*(?:\"([^\"]*)\"|([^\s\"]+))", part)
         if not match or match[1] not in _FILTERS or (match[2] not in ("=", "!=") and match[1] != "create_time"):
+            # A field's name, as far as it looks like one, is shown: it helps.
+            word = re.match(r"[a-z_]{1,20}\b", part)
             raise InvalidRequest(
-                ("filter", f"condition {number} cannot be read; known fields are {', '.join(_FILTERS)}, joined by AND")
+                (
+                    "filter",
+                    f"condition {number}{f' ({word[0]})' if word else ''} cannot be read; known fields are {', '.join(_FILTERS)}, joined by AND",
+                )
             )
         name, operator = match[1], match[2]
         value = match[3] if match[3] is not None else match[4]

@@ -213,16 +213,15 @@ _FACT = re.compile(r""""[^"]*"|'[^']*'|\b(?P<name>[a-z_]+\.[a-z_][a-z0-9_]*)\b(?
 
 def fill(template: str, values: Mapping[str, str]) -> str:
     """The template with its placeholders filled in; one without a value reads as a dash."""
-    parts = _parts(template)
-    if len(parts) == 1:
-        return template
-    return "".join([values.get(part, "—") if number % 2 else part for number, part in enumerate(parts)])
+    text, names = _prepared(template)
+    return text % tuple([values.get(name, "—") for name in names])
 
 
 @lru_cache(maxsize=1000)
-def _parts(template: str) -> list[str]:
-    """Text and names of placeholders in turn, beginning with text."""
-    return _PLACEHOLDER.split(template)
+def _prepared(template: str) -> tuple[str, Sequence[str]]:
+    """The text with `%s` for each placeholder, and their names."""
+    parts = _PLACEHOLDER.split(template)
+    return "%s".join(text.replace("%", "%%") for text in parts[::2]), parts[1::2]
 
 
 @dataclass(frozen=True)

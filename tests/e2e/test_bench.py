@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import core
+from benchmarks import core, stages
 from benchmarks.__main__ import write
 from benchmarks.bench import Bench
 from benchmarks.machine import share_out
@@ -35,3 +35,10 @@ async def test_ours_and_the_bare_chain_are_measured_side_by_side(
     written = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert [set(row) >= {"name", "value", "unit", "target", "met"} for row in written["rows"]] == [True] * 8
     assert written["seed"] == 1
+
+
+async def test_a_stage_is_measured_by_itself_at_each_size_of_batch(tmp_path: Path) -> None:
+    bench = Bench(True, 1, SystemClock(), share_out(os.sched_getaffinity(0)), tmp_path, print)
+    found = await stages.measure(bench)
+    assert set(found.measured) == {"bureau, warm", "bureau, cold", "scoring", "pricing"}
+    assert all(us > 0 for sizes in found.measured.values() for us in sizes.values())

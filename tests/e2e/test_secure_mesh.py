@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -114,6 +115,18 @@ async def test_the_mesh_decides_over_mtls_and_through_a_change_of_all_certificat
         run, "status", "--address", mesh.parts["scoring"].address, "--json", LOANMESH_CERTS=str(mesh.certs)
     )
     assert json.loads(done.stdout)["service"] == "scoring"
+
+
+async def test_the_pages_client_reads_over_mtls(mesh: Mesh) -> None:
+    assert mesh.certs
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    program = example.replace("127.0.0.1:7401", mesh.parts["intake"].address)
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], cwd=mesh.certs.parent, capture_output=True, text=True,
+        check=False, timeout=60, env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    assert done.stdout == "0 applications\n", done.stderr
 
 
 async def test_a_bad_certificate_between_services_is_named_in_the_log_and_costs_no_application(mesh: Mesh) -> None:

@@ -64,6 +64,11 @@ def test_a_stranger_may_call_nothing_of_ours(service: str, method: str) -> None:
         shipped().check_method(STRANGER, f"{service}/{method}")
 
 
+def test_whatever_a_client_may_call_is_asked_for_which_lender() -> None:
+    open_to_clients = [s for s, m in METHODS if may("client/local", f"{s}/{m}")]
+    assert set(open_to_clients) == {INTAKE}
+
+
 def test_behind_intake_only_intake_calls() -> None:
     assert may("ns/loanmesh/sa/intake", BUREAU)
     for path in ("ns/loanmesh/sa/pricing", "ns/other/sa/intake", "client/local", "operator/ann", "client/intake"):

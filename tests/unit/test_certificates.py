@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -18,6 +19,7 @@ from loanmesh.cli.authority import Authority, CannotIssue, Subject
 from loanmesh.cli.main import app
 from loanmesh.runtime.certificates import BadCertificate, ExpiryWatch, Files, Watched, read
 from loanmesh.runtime.clock import FakeClock
+from loanmesh.runtime.handshake import WORDS
 
 RUNNER = CliRunner()
 
@@ -217,6 +219,20 @@ def test_the_command_makes_renews_and_shows(tmp_path: Path) -> None:
     assert run("retire-ca", *folder)[0] == 4
     assert run("renew", "--all", *folder)[0] == 0
     assert run("retire-ca", *folder)[0] == 0
+
+
+def test_the_pages_commands_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^loanmesh certs ([^#\n]*)", page, re.MULTILINE)
+    assert len(commands) == 9
+    monkeypatch.setenv("LOANMESH_CERTS", str(tmp_path))
+    for command in commands:
+        assert run(*command.split())[0] == 0, command
+
+
+def test_the_page_names_every_error_type() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    assert [cause for cause in WORDS if f"`{cause}`" not in page] == []
 
 
 def test_show_warns_of_what_expires(tmp_path: Path) -> None:

@@ -136,9 +136,12 @@ class PlayedCluster:
                 self._begin(name)
         if kind == "PodDisruptionBudget":
             data["status"] = {"expectedPods": 2, "disruptionsAllowed": 1}
-        if kind in ("Job", "StatefulSet", "DaemonSet"):
+        if kind in ("Job", "StatefulSet"):
             data["status"] = {"succeeded": 1, "observedGeneration": 1, "availableReplicas": 1, "replicas": 1}
             data["status"]["updatedReplicas"] = 1
+        if kind == "DaemonSet":
+            counts = ("desiredNumberScheduled", "currentNumberScheduled", "updatedNumberScheduled", "numberAvailable")
+            data["status"] = {"observedGeneration": 1, **dict.fromkeys(counts, len(self.nodes))}
 
     def _status(self, deployment: Any) -> dict[str, int]:
         name = deployment["metadata"]["name"]
@@ -272,6 +275,7 @@ async def test_one_node_cannot_be_drained_and_that_is_said(local: Overlay) -> No
 
 async def test_custom_resources_that_the_cluster_does_not_know_are_said() -> None:
     report = await tried(build(OVERLAYS / "production"), PlayedCluster())
+    assert failures(report) == {}
     line = next(line for line in report.lines if line.step == "custom resources")
     assert line.outcome == "not_tried"
     assert "5 ScaledObject" in line.text
@@ -308,7 +312,7 @@ def test_the_server_may_add_but_not_change() -> None:
 def test_secrets_that_nobody_makes_are_made_for_the_trial(local: Overlay) -> None:
     assert sorted(trial.missing(local, [])) == ["bureau-tls", "intake-tls", "pricing-tls", "scoring-tls"]
     production = build(OVERLAYS / "production")
-    assert sorted(trial.missing(production, [])) == ["bureau-keys"]
+    assert sorted(trial.missing(production, [])) == ["bureau-keys", "intake-keys"]
     assert {"intake-tls", "intake-db-app"} <= set(trial.missing(production, ["Certificate", "Cluster"]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from lab.kube import check, rules
 from lab.kube.overlay import OVERLAYS, CannotBuild, Object, Overlay, Problem, build, selects
 
+ROOT = OVERLAYS.parents[2]
 Change = Callable[["Draft"], object]
 
 
@@ -110,7 +112,9 @@ LOCAL: list[tuple[str, str, Change]] = [
     # --- Agreement with the code
     ("Deployment intake: spec.template.spec.env INTAKE_WORK__DECIDE: is no setting of intake", "misspelt setting", lambda d: d.env("intake", "INTAKE_WORK__DECIDES").update(name="INTAKE_WORK__DECIDE")),
     ("Deployment intake: spec.template.spec.env INTAKE_SERVER__LEAVE_S: is 'soon'; allowed:", "value that is none", lambda d: d.env("intake", "INTAKE_SERVER__LEAVE_S").update(value="soon")),
-    ("Deployment bureau: spec.template.spec.env BUREAU_DATABASE_URL: is a secret and must come from a Secret", "secret in the open", lambda d: (d.env("bureau", "BUREAU_DATABASE_URL").pop("valueFrom"), d.env("bureau", "BUREAU_DATABASE_URL").update(value="postgresql://u:p@db/x"))),
+    ("Deployment bureau: spec.template.spec.env BUREAU_DATABASE_URL: is a secret and must come from a Secret", "secret in the open", lambda d: (d.env("bureau", "BUREAU_DATABASE_URL").pop("valueFrom"), d.env("bureau", "BUREAU_DATABASE_URL").update(value="postgresql://u:p@postgres/bureau"))),
+    ("Deployment bureau: spec.template.spec.env BUREAU_TLS__KEY_FILE: is /etc/bureau.key, which is in no volume", "file of no volume", lambda d: d.env("bureau", "BUREAU_TLS__KEY_FILE").update(value="/etc/bureau.key")),
+    ("Deployment bureau: spec.template.spec.containers[0].volumeMounts: tls is no volume of the pod", "mount of no volume", lambda d: d.pod("bureau").update(volumes=[v for v in d.pod("bureau")["volumes"] if v["name"] != "tls"])),
     ("Deployment intake: spec.template.spec.containers[0].args: must hold no address with a password", "password as an argument", lambda d: d.container("intake").update(command=["loanmesh", "--db=postgresql://u:p@db/x"])),
     ("Deployment scoring: spec.template.spec.containers[0].ports grpc: is 7403, but SCORING_SERVER__LISTEN is '0.0.0.0:7413'", "listens elsewhere", lambda d: d.env("scoring", "SCORING_SERVER__LISTEN").update(value="0.0.0.0:7413")),
     ("Deployment scoring: spec.template.spec.env SCORING_SERVER__LISTEN: is '127.0.0.1:7403': nobody outside", "listens on loopback", lambda d: d.env("scoring", "SCORING_SERVER__LISTEN").update(value="127.0.0.1:7403")),
@@ -159,6 +163,26 @@ def test_a_planted_mistake_is_named(overlays: dict[str, Overlay], overlay: str, 
     change(draft)
     said = [str(problem) for problem in draft.problems()]
     assert any(line.startswith(message) for line in said), said
+
+
+def test_the_image_runs_as_whom_the_manifests_say(overlays: dict[str, Overlay]) -> None:
+    user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "deploy" / "Containerfile").read_text(), re.M)
+    assert user
+    for workload in overlays["production"].services():
+        context = workload.pod["securityContext"]
+        assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user.groups()
+
+
+def test_the_image_holds_what_was_tested_and_no_more() -> None:
+    tested, runs = _pinned("dev.txt"), _pinned("runtime.txt")
+    assert runs <= tested, "make lock pins both again"
+    names = {name for name, _ in runs}
+    assert names.isdisjoint({"pytest", "mypy", "ruff", "hypothesis", "polars", "matplotlib", "simpy", "trustme"})
+
+
+def _pinned(file: str) -> set[tuple[str, str]]:
+    text = (ROOT / "requirements" / file).read_text()
+    return set(re.findall(r"^([a-z0-9][a-z0-9._-]*)(?:\[[a-z,]+\])?==([^ ;\\]+)", text, re.M))
 
 
 def test_the_rules_of_prometheus_operator_are_those_that_are_tested() -> None:

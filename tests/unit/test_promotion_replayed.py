@@ -51,6 +51,13 @@ def test_the_backlog_is_what_came_less_what_the_quota_let_be_decided() -> None:
     assert day.decided_s["p50"] == pytest.approx(450, rel=0.03)
 
 
+@pytest.mark.parametrize("step_s", [1.0, 0.1, 0.05])
+def test_as_many_come_however_finely_time_is_cut(step_s: float) -> None:
+    one = a_promotion(usual=0, peak=5000, length_s=4)
+    came = replay(one, CAPACITY, make_plan(one, CAPACITY), scaling="none", step_s=step_s).came
+    assert came == pytest.approx(20_000, rel=0.015)
+
+
 def test_the_same_seed_is_the_same_day_and_another_is_another() -> None:
     one = a_promotion(peak=300, length_s=600)
     assert dataclasses.asdict(lived(one)) == dataclasses.asdict(lived(one))

@@ -148,7 +148,20 @@ async def test_replicas_that_are_half_as_fast_today_are_wanted_twice() -> None:
     for _ in range(100):
         clock.advance(0.1)
         estimate.decided(5, busy=True)  # 50 a second, where 100 were measured.
-    assert await replicas(served(mesh, clock, estimate), "pricing") == pytest.approx(1.0, rel=0.05)
+    servicer = served(mesh, clock, estimate)
+    assert await replicas(servicer, "pricing") == pytest.approx(1.0, rel=0.05)
+    mesh.came = int(500 * WINDOW_S)
+    clock.advance(1.1)
+    assert await replicas(servicer, "intake") == pytest.approx(1.0), "who accepts is no slower for it"
+
+
+async def test_replicas_that_have_little_to_do_are_not_taken_for_slow_ones() -> None:
+    clock, mesh = FakeClock(), Mesh(backlog=20, arrived=int(10 * WINDOW_S))
+    estimate = Estimate(mesh.backlog, clock)
+    for _ in range(100):
+        clock.advance(0.1)
+        estimate.decided(1, busy=True)  # Ten a second, because no more come.
+    assert await replicas(served(mesh, clock, estimate), "pricing") == pytest.approx(10 / 0.5 / 200)
 
 
 async def test_all_who_ask_within_a_second_share_one_count() -> None:

@@ -1,0 +1,112 @@
+"""Root causes read from traces: what came first, not what followed of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from loanmesh.runtime import semconv
+from loanmesh.seeing.causes import METHODS_OF, cause_in, why_failed
+from loanmesh.seeing.spans import Span, Value
+from tests.spans import a_span
+
+SUBMIT = "lending.intake.v1.IntakeService/SubmitApplication"
+
+
+def a_hop(service: str, error: str, cause: str = "", application: str = "a1") -> Span:
+    said: dict[str, Value] = {semconv.RPC_METHOD: METHODS_OF[service], semconv.CAUSE: cause}
+    return a_span(
+        METHODS_OF[service], span_id=f"h{service}", kind="client", error=error, application=application, attributes=said
+    )
+
+
+def a_source(source: str, error: str, cause: str = "", trace: str = "aa", took_s: float = 0.1) -> Span:
+    said = {semconv.SOURCE: source, semconv.CAUSE: cause}
+    return a_span(
+        f"ask {source}", trace=trace, span_id=f"s{source}", service="bureau", kind="client", error=error,
+        application=trace, began=1.0, ended=1.0 + took_s, attributes=said,
+    )  # fmt: skip
+
+
+def a_call(error: str, **said: Value) -> Span:
+    facts = {f"loanmesh.{name}": value for name, value in said.items()} | {semconv.RPC_STATUS_CODE: error}
+    return a_span(SUBMIT, kind="server", error=error, attributes=facts)
+
+
+def an_attempt(outcome: str, error: str = "", **said: Value) -> Span:
+    facts = {semconv.OUTCOME: outcome} | {f"loanmesh.{name}": value for name, value in said.items()}
+    return a_span(span_id="p1", error=error, application="a1", kept_for=outcome, attributes=facts)
+
+
+DISK = "the database cannot be written: database or disk is full"
+LOCKED = "the database cannot be written: database is locked"
+TLS = "tls_server_untrusted: Tls handshake failed: CERTIFICATE_VERIFY_FAILED"
+
+
+@pytest.mark.parametrize(
+    ("spans", "kind", "hop"),
+    [
+        ([a_source("court", "unavailable")], "source_down", "bureau -> court"),
+        ([a_source("tax", "timeout")], "source_slow", "bureau -> tax"),
+        ([a_source("tax", "", took_s=0.8)], "source_slow", "bureau -> tax"),
+        ([a_source("tax", "overloaded")], "source_over_quota", "bureau -> tax"),
+        ([a_source("tax", "breaker_open", "forced open by li.na")], "breaker_forced", "bureau -> tax"),
+        ([a_source("tax", "breaker_open", "9 of 10 calls took 3 s or longer")], "source_slow", "bureau -> tax"),
+        ([a_hop("scoring", "UNAVAILABLE", TLS)], "bad_certificate", "intake -> scoring"),
+        ([a_hop("scoring", "UNAVAILABLE", "Connection refused")], "service_down", "intake -> scoring"),
+        ([a_hop("bureau", "DEADLINE_EXCEEDED")], "service_slow", "intake -> bureau"),
+        ([a_call("RESOURCE_EXHAUSTED", reason="OVER_QUOTA")], "budget_full", "caller -> intake"),
+        ([a_call("RESOURCE_EXHAUSTED", reason="OVERLOADED")], "overload", "caller -> intake"),
+        ([a_call("DEADLINE_EXCEEDED", reason="DEADLINE_PASSED")], "deadline_expired", "caller -> intake"),
+        ([a_call("UNAVAILABLE", reason="DEPENDENCY_DOWN", cause=DISK)], "disk_full", "intake -> database"),
+        ([an_attempt("failed", "DependencyDown", cause=LOCKED)], "database_slow", "intake -> database"),
+        ([an_attempt("parked", "score_broke", stage="score")], "poisoned_application", "intake -> score"),
+        ([an_attempt("lost", "fence_lost", owner="intake-7-ab")], "replica_paused", "intake (intake-7-ab)"),
+    ],
+)
+def test_each_trouble_has_its_name(spans: list[Span], kind: str, hop: str) -> None:
+    cause = cause_in(spans, {})
+    assert cause
+    assert (cause.kind, cause.hop) == (kind, hop)
+    assert cause.then.startswith(("loanmesh ", "df "))
+
+
+def a_lost_lease() -> Span:
+    said: dict[str, Value] = {semconv.OWNER: "intake-7-ab", semconv.LEASE_END: 10.0}
+    return a_span("lost attempt", error="lease_ended", application="a1", attributes=said)
+
+
+def test_who_is_heard_of_after_its_lease_stood_still_and_did_not_die() -> None:
+    def kind(seen: dict[str, float], alive: set[str]) -> str:
+        cause = cause_in([a_lost_lease()], seen, alive)
+        return cause.kind if cause else ""
+
+    assert kind({"intake-7-ab": 9.0}, {"8"}) == "replica_died"
+    assert kind({"intake-7-ab": 11.0}, {"8"}) == "replica_paused"
+    assert kind({"intake-7-ab": 9.0}, {"7"}) == "replica_paused"  # It runs, and tells nothing.
+
+
+def test_a_decided_application_that_was_only_sampled_has_no_cause() -> None:
+    assert cause_in([an_attempt("APPROVED")], {}) is None
+
+
+def test_an_open_breaker_is_read_as_what_opened_it() -> None:
+    before = [a_source("court", "unavailable", trace=f"b{n}") for n in range(3)]
+    after = [a_source("court", "breaker_open", "10 of 10 calls failed", trace=f"c{n}") for n in range(5)]
+    (group,) = why_failed([*before, *after], {})
+    assert (group.cause.kind, group.count, group.breaker) == ("source_down", 8, "10 of 10 calls failed")
+
+
+def test_the_most_frequent_cause_comes_first_with_an_example_to_look_at() -> None:
+    spans = [a_source("tax", "timeout", trace="1")] + [
+        a_source("court", "unavailable", trace=f"2{n}") for n in range(3)
+    ]
+    first, second = why_failed(spans, {})
+    assert (first.cause.kind, first.count) == ("source_down", 3)
+    assert (second.cause.kind, second.count, second.example) == ("source_slow", 1, "1")
+
+
+def test_applications_of_one_batch_are_told_apart_and_share_the_call() -> None:
+    one = a_hop("scoring", "UNAVAILABLE", application="a1")
+    two = a_hop("pricing", "UNAVAILABLE", application="a2")
+    groups = why_failed([a_call("OK"), one, two], {})
+    assert {group.cause.hop: group.count for group in groups} == {"intake -> scoring": 1, "intake -> pricing": 1}
