@@ -603,9 +603,11 @@ def parse_filter(text: str) -> tuple[list[str], list[object]]:
     for number, part in enumerate(filter(None, re.split(r"\s+AND\s+", text.strip())), start=1):
         match = re.fullmatch(r"(\w+)\s*(=|!=|<=|>=|<|>)\s*(?:\"([^\"]*)\"|([^\s\"]+))", part)
         if not match or match[1] not in _FILTERS or (match[2] not in ("=", "!=") and match[1] != "create_time"):
-            raise InvalidRequest(
-                ("filter", f"condition {number} cannot be read; known fields are {', '.join(_FILTERS)}, joined by AND")
-            )
+            # A field's name, as far as it looks like one, is shown: it helps.
+            word = re.match(r"[a-z_]{1,20}\b", part)
+            which = f"condition {number} ({word[0]})" if word else f"condition {number}"
+            known = ", ".join(_FILTERS)
+            raise InvalidRequest(("filter", f"{which} cannot be read; known fields are {known}, joined by AND"))
         name, operator = match[1], match[2]
         value = match[3] if match[3] is not None else match[4]
         if name in _WORDS and value not in _WORDS[name]:
