@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh import __version__
-from loanmesh.cli import certs, connection, erase, keys, ops, parked, promotion, serve, top, trace, why_failed
+from loanmesh.cli import certs, connection, erase, keys, ops, parked, promotion, serve, source, top, trace, why_failed
 
 app = connection.App(
     no_args_is_help=True,
@@ -575,6 +575,7 @@ trace.register(app)
 why_failed.register(app)
 top.register(app)
 parked.register(app)
+source.register(app)
 
 
 def main() -> None:

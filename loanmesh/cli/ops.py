@@ -27,7 +27,7 @@ OVERRIDES = ("auto", "open", "closed")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a process, for machines.")]
 Addresses = Annotated[
     list[str] | None,
-    typer.Option("--address", help="A process to ask; may be repeated. Without it: the four default ports."),
+    typer.Option("--address", help="A process to ask; may be repeated. Without it: all of the mesh that `up` runs."),
 ]
 
 
@@ -38,17 +38,17 @@ def register(app: typer.Typer) -> None:
     app.command()(override)
 
 
-def status(address: Addresses = None, json_: Json = False) -> None:
+def status(address: Addresses = None, state: State = Path(), json_: Json = False) -> None:
     """Show how each process is: loop lag, queues, backlog, and what it does without.
 
     Example: `loanmesh status --address 127.0.0.1:7401 --json`
     """
     from lending.ops.v1 import ops_service_pb2 as pb
 
-    _show(address, json_, lambda stub: stub.GetStatus(pb.GetStatusRequest(), timeout=CALL_S), _print_status)
+    _show(address, state, json_, lambda stub: stub.GetStatus(pb.GetStatusRequest(), timeout=CALL_S), _print_status)
 
 
-def deps(address: Addresses = None, json_: Json = False) -> None:
+def deps(address: Addresses = None, state: State = Path(), json_: Json = False) -> None:
     """Show whom each process depends on: breakers, bulkheads, calls and failures.
 
     Example: `loanmesh deps --address 127.0.0.1:7402`
@@ -58,21 +58,25 @@ def deps(address: Addresses = None, json_: Json = False) -> None:
     def ask(stub: OpsServiceAsyncStub) -> Awaitable[Message]:
         return stub.ListDependencies(pb.ListDependenciesRequest(), timeout=CALL_S)
 
-    _show(address, json_, ask, _print_dependencies)
+    _show(address, state, json_, ask, _print_dependencies)
 
 
 def override(
     dependency: Annotated[str, typer.Argument(help="Its name as `deps` shows it, e.g. court.")],
     to: Annotated[str, typer.Argument(help="open: pause it; closed: let all calls pass; auto: by the rules again.")],
-    address: Annotated[str, typer.Option(help="The process; each replica is told by itself.")],
     actor: Annotated[str, typer.Option(envvar=["LOANMESH_ACTOR", "USER"], help="Who orders it.")],
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "",
     request_id: Annotated[str | None, typer.Option(help="Idempotency key; made when absent.")] = None,
+    address: Annotated[
+        list[str] | None,
+        typer.Option(help="A process; may be repeated. Without it: all that depend on it, of the mesh that `up` runs."),
+    ] = None,
+    state: State = Path(),
     json_: Json = False,
 ) -> None:
-    """Pause a dependency of one process, let everything through to it, or give it back to its rules.
+    """Pause a dependency, let everything through to it, or give it back to its rules.
 
-    Example: `loanmesh override court open --address 127.0.0.1:7402 --reason "maintenance until 14:00"`
+    Example: `loanmesh override court open --reason "maintenance until 14:00"`
     """
     from lending.ops.v1 import ops_service_pb2 as pb
 
@@ -92,25 +96,39 @@ def override(
     def show(console: Console, answer: pb.OverrideDependencyResponse) -> None:
         _print_dependencies(console, pb.ListDependenciesResponse(dependencies=[answer.dependency]))
 
-    _show([address], json_, lambda stub: stub.OverrideDependency(order, timeout=CALL_S), show)
+    _show(address, state, json_, lambda stub: stub.OverrideDependency(order, timeout=CALL_S), show, only_who_knows=True)
+    if not json_:
+        undo = "" if to == "auto" else f"`loanmesh override {dependency} auto` gives it back to its rules; "
+        Console(highlight=False).print(f"next: {undo}`loanmesh deps` shows how it goes")
 
 
 def _show(
     addresses: Sequence[str] | None,
+    state: Path,
     json_: bool,
     ask: Callable[[OpsServiceAsyncStub], Awaitable[Message]],
     show: Callable[[Console, Any], None],
+    *,
+    only_who_knows: bool = False,
 ) -> None:
-    """Ask all at once and show each answer; ends with 3 where one did not answer, with 4 where one refused."""
+    """Ask all at once and show each answer; ends with 3 where one did not answer, with 4 where one refused.
+
+    only_who_knows  where no process was named, leave out those that know nothing of what is asked for, unless all do.
+    """
     import grpc
     from google.protobuf import json_format
 
-    from loanmesh.cli.mesh import DEFAULT_PORTS, SERVICES
+    from loanmesh.cli import processes
 
-    asked = addresses or [f"127.0.0.1:{port}" for name, port in DEFAULT_PORTS.items() if name in SERVICES]
+    folder = default_state() if state == Path() else state
+    asked = list(addresses) if addresses else asyncio.run(processes.replicas(folder))
+    answers = dict(zip(asked, asyncio.run(_ask_all(asked, ask)), strict=True))
+    if only_who_knows and not addresses:
+        unknown = {one for one, said in answers.items() if _is_unknown(said)}
+        answers = {one: said for one, said in answers.items() if one not in unknown} or answers
     console = Console(stderr=json_, highlight=False)
     code = 0
-    for address, answer in zip(asked, asyncio.run(_ask_all(asked, ask)), strict=True):
+    for address, answer in answers.items():
         if not isinstance(answer, grpc.aio.AioRpcError):
             if json_:
                 said = json_format.MessageToDict(answer, always_print_fields_with_no_presence=True)
@@ -128,6 +146,12 @@ def _show(
             code = REFUSED
     if code:
         raise typer.Exit(code)
+
+
+def _is_unknown(answer: Message | grpc.aio.AioRpcError) -> bool:
+    import grpc
+
+    return isinstance(answer, grpc.aio.AioRpcError) and answer.code() == grpc.StatusCode.NOT_FOUND
 
 
 async def _ask_all(

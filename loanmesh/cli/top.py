@@ -83,20 +83,11 @@ async def _live(state: Path, addresses: Sequence[str], every_s: float, clock: Cl
 
 async def look(state: Path, addresses: Sequence[str], clock: Clock) -> dict[str, Look]:
     """All processes at once, by address: those named, else those that `up` says it runs, else the usual ones."""
-    asked = list(addresses) or await _running(state)
+    from loanmesh.cli import processes
+
+    asked = list(addresses) or await processes.replicas(state)
     found = await asyncio.gather(*(_look(one, clock) for one in asked))
     return dict(zip(asked, found, strict=True))
-
-
-async def _running(state: Path) -> list[str]:
-    from loanmesh.cli import control
-    from loanmesh.cli.mesh import DEFAULT_PORTS, SERVICES
-
-    try:
-        replicas = (await control.ask(state, {}))["replicas"]
-    except control.NoMesh:
-        return [f"127.0.0.1:{DEFAULT_PORTS[name]}" for name in SERVICES]
-    return [str(one["address"]) for name in SERVICES for one in replicas[name]]
 
 
 async def _look(address: str, clock: Clock) -> Look:

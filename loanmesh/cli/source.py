@@ -1,0 +1,87 @@
+"""Break a source of the sandbox and mend it again: to see what the mesh makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from loanmesh.cli.trace import State, default_state
+
+USAGE, UNREACHABLE = 2, 3
+CALL_S = 3.0
+TROUBLES: dict[str, dict[str, object]] = {
+    "well": {"dead": False, "hang": False, "garbage": False, "error_rate": 0.0, "latency_ms": 0, "quota_per_s": 0},
+    "dead": {"dead": True},
+    "hanging": {"hang": True},
+    "failing": {"error_rate": 1.0},
+    "garbage": {"garbage": True},
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(source)
+
+
+def source(
+    name: Annotated[str, typer.Argument(help="A source, as `deps` shows it (court, tax ...), or `all`.")] = "",
+    trouble: Annotated[str, typer.Argument(help=f"{', '.join(TROUBLES)}, or a latency, e.g. 800ms.")] = "",
+    state: State = Path(),
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Break a source of the sandbox, or mend it; without arguments, show how each is.
+
+    Example: `loanmesh source court dead`, and later `loanmesh source court well`
+    """
+    console = Console(stderr=json_, highlight=False)
+    change = _change(trouble) if name else None
+    if change is None and name:
+        console.print(f"[red]TROUBLE[/] must be {', '.join(TROUBLES)} or a latency like 800ms, not {escape(trouble)!r}")
+        raise typer.Exit(USAGE)
+    folder = default_state() if state == Path() else state
+    status, said = asyncio.run(_ask(folder, name, change))
+    if status == 0:
+        console.print(f"[red]not reachable[/]: {escape(said)}; is the mesh up? `loanmesh up` starts one with a sandbox")
+        raise typer.Exit(UNREACHABLE)
+    if status != 200:
+        console.print(f"[red]{escape(said)}[/]")
+        raise typer.Exit(USAGE)
+    faults: dict[str, dict[str, Any]] = json.loads(said)
+    if json_:
+        print(json.dumps(faults))
+        return
+    for one, fault in sorted(faults.items()):
+        wrong = ", ".join(f"{key} {value}" for key, value in fault.items() if value)
+        console.print(f"{one:16} {f'[red]{wrong}[/]' if wrong else '[green]well[/]'}")
+    if name:
+        console.print("next: `loanmesh deps` shows its breaker, `loanmesh why-failed` who waits for it")
+
+
+def _change(trouble: str) -> dict[str, object] | None:
+    if trouble.endswith("ms") and trouble[:-2].isdecimal():
+        return {"latency_ms": int(trouble[:-2])}
+    return TROUBLES.get(trouble)
+
+
+async def _ask(state: Path, name: str, change: dict[str, object] | None) -> tuple[int, str]:
+    """HTTP status and text; 0 and why where nobody answers."""
+    import aiohttp
+
+    from loanmesh.cli import processes
+
+    url = f"http://{await processes.sandbox(state)}/control/faults"
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CALL_S)) as session:
+            if change is None:
+                answer = await session.get(url)
+            else:
+                answer = await session.post(url, json={"source": "*" if name == "all" else name, **change})
+            return answer.status, await answer.text()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return 0, type(error).__name__
