@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= $(or $(LOANMESH_DATA),../shared/data)
 
-.PHONY: help demo test unit lint format proto lock train bench rivals chaos causes promotion simulate mutants firms docs clean manifests image kube-verify
+.PHONY: help demo test unit lint format proto lock train bench rivals chaos causes promotion simulate mutants firms docs clean manifests image kube-verify rotations fuzz audit licences
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -50,6 +50,15 @@ simulate: $(READY) ## Live through 10,000 seeds of faults on a virtual clock
 mutants: $(READY) ## Plant bugs and see each found by the simulator
 	@$(BIN)/python -m lab.simulator.mutants
 
+fuzz: $(READY) ## Send 10,000 odd requests to every RPC, read thousands of odd files: make fuzz ARGS="--seed 7"
+	@$(BIN)/python -m lab.fuzz $(ARGS)
+
+audit: $(READY) ## Look for known vulnerabilities in what is locked; says "not audited" where nobody can be asked
+	@$(BIN)/python -m lab.dependencies audit
+
+licences: $(READY) ## Write docs/licences.md; refuse what is not allowed
+	@$(BIN)/python -m lab.dependencies licences
+
 firms: $(READY) ## Decide the 302 real firms: make firms DATA=folder
 	@$(BIN)/loanmesh decide-firms $(DATA)
 
@@ -61,6 +70,9 @@ kube-verify: $(READY) ## Try an overlay on a real cluster: make kube-verify CONT
 
 image: $(READY) ## Build the image, start the four services from it, decide an application: make image [BASE=image]
 	@$(BIN)/python -m lab.kube.image $(if $(BASE),--base $(BASE)) $(ARGS)
+
+rotations: $(READY) ## Replace certificates a thousand times under traffic: no failed call, no leak
+	@LOANMESH_ROTATIONS=1000 $(BIN)/python -m pytest -s tests/integration/test_tls.py -k many_rotations
 
 train: ## Train the models again: make train DATA=folder TRAIN_PYTHON=python with requirements/train.in
 	PYTHONPATH=. $(or $(TRAIN_PYTHON),python3) -m lab.training.train $(DATA)

@@ -68,12 +68,15 @@ class _Traces(trace_grpc.TraceServiceServicer):
 
 
 @asynccontextmanager
-async def collecting() -> AsyncIterator[Collected]:
-    """Serves on a free port while inside."""
+async def collecting(credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[Collected]:
+    """Serves on a free port while inside; with credentials over TLS, as localhost."""
     collected, server = Collected(), grpc.aio.server()
     metrics_grpc.add_MetricsServiceServicer_to_server(_Metrics(collected), server)  # type: ignore[no-untyped-call]  # It has no types.
     trace_grpc.add_TraceServiceServicer_to_server(_Traces(collected), server)  # type: ignore[no-untyped-call]  # Nor has it.
-    collected.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if credentials:
+        collected.endpoint = f"https://localhost:{server.add_secure_port('127.0.0.1:0', credentials)}"
+    else:
+        collected.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     yield collected
     await server.stop(0)

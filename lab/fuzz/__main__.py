@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lab.fuzz import rpc
+from lab.fuzz import files, rpc
 from lab.rows import Row, write_rows
 from loanmesh.runtime.clock import SystemClock
 
@@ -22,6 +22,7 @@ def main() -> None:
     """Read the command line, run, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000, help="for each RPC")
+    parser.add_argument("--files", type=int, default=500, help="mutants of each kind of file")
     parser.add_argument("--only", default="", help="RPCs whose full name holds this")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
     parser.add_argument("--at", type=int, help="make this one request again; --only names its RPC in full")
@@ -39,6 +40,8 @@ def main() -> None:
             asyncio.run(rpc.again(Path(folder), asked.seed, asked.only, asked.at, clock, say))
             return
         rows: list[Row] = asyncio.run(rpc.run(Path(folder), asked.seed, asked.requests, asked.only, clock, say))
+    if not asked.only:
+        rows += files.run(asked.seed, asked.files, say)
     write_rows(asked.out, rows)
     say(f"seed {asked.seed}; wrote {asked.out}")
     sys.exit(not all(row.met for row in rows))

@@ -20,14 +20,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import grpc
 from google.protobuf import json_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from lending.intake.v1 import intake_service_pb2 as pb
 
 from lab.kube.cluster import Refused
 from lab.kube.container import Podman, flags
 from lab.kube.overlay import OVERLAYS, Overlay, Workload, build
 from lab.kube.report import Report, summed_up
-from lab.kube.trial import certificate, certs
+from lab.kube.trial import certificate, certs, keys_of
 from lab.population import Population
 from lab.postgres import Postgres
 from loanmesh.client import Client, Security
@@ -37,6 +39,7 @@ from loanmesh.runtime.clock import Clock, SystemClock
 ROOT = OVERLAYS.parents[2]
 BASE = "docker.io/library/python:3.13-slim"
 TLS = "/var/run/loanmesh/tls"
+KEYS = "/var/run/loanmesh/keys"
 READY_WITHIN_S = 60.0
 INTERRUPTED = 130
 DECIDED_WITHIN_S = 30.0
@@ -71,6 +74,8 @@ class Stage:
         environment |= self._here(workload)
         names = [f"--add-host={name}:127.0.0.1" for name in ("bureau", "scoring", "pricing")]
         mounts = [f"--volume={self.folder}/services/{workload.service}:{TLS}:ro"] if workload.serves else []
+        if (self.folder / "keys" / workload.service).exists() and workload.serves:
+            mounts.append(f"--volume={self.folder}/keys/{workload.service}:{KEYS}:ro")
         return [
             "--network=host",
             *names,
@@ -172,6 +177,8 @@ async def run(report: Report, base: str, tag: str, clock: Clock) -> None:
             report.ok("runtime", f"containers start with: {await podman.find_way(stage.image)}")
             for service in ("intake", "bureau", "scoring", "pricing"):
                 await certificate(service, overlay, stage.folder)
+            for service in ("intake", "bureau"):
+                keys_of(service, stage.folder, clock.now())
             await certs("issue", "client", "local", "--dir", str(stage.folder))
             _readable(stage.folder)
             await postgres.start()
@@ -224,10 +231,10 @@ async def _looked_at(report: Report, stage: Stage) -> None:
 
 
 def _readable(folder: Path) -> None:
-    """Let the containers' user read the certificates; the folder around them keeps others of this machine out."""
-    for path in (folder / "services").rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o444)
-    (folder / "services").chmod(0o755)
+    """Let the containers' user read certificates and keys; the folder around them keeps others of this machine out."""
+    for name in ("services", "keys"):
+        for path in (folder / name, *(folder / name).rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o444)
 
 
 async def _migrated(report: Report, stage: Stage) -> None:
@@ -249,8 +256,11 @@ async def _started(report: Report, stage: Stage) -> None:
         workload = stage.workload("Deployment", name)
         await stage.start(workload, stage.image, stage.options(workload))
         await stage.answers(name, stage.ports[f"{name} health"])
+        wrong += [f"{name}: {text}" for text in await _unwell(workload, stage.ports[f"{name} health"])]
         wrong += [f"{name}: {text}" for text in await _not_as_said(stage, workload)]
-    report.judge("start", wrong, f"{', '.join(ORDER)}: process 1, user, read-only root and limits as in the manifests")
+    report.judge(
+        "start", wrong, f"{', '.join(ORDER)}: probes, process 1, user, read-only root and limits as in the manifests"
+    )
 
 
 _LOOK = """
@@ -267,6 +277,19 @@ print(json.dumps({
     'capabilities': [l for l in open('/proc/self/status') if l.startswith('CapEff')][0].split()[1],
 }))
 """
+
+
+async def _unwell(workload: Workload, port: int) -> list[str]:
+    """What the manifest's probes find, asked as the kubelet does: by gRPC, without TLS."""
+    wrong = []
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            request = health_pb2.HealthCheckRequest(service=workload.main[probe]["grpc"]["service"])
+            answer = await health.Check(request, timeout=5, wait_for_ready=True)
+            if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                wrong.append(f"{probe} finds {health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)}")
+    return wrong
 
 
 async def _not_as_said(stage: Stage, workload: Workload) -> list[str]:

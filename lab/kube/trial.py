@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab.kube.cluster import Data, Refused
 from lab.kube.overlay import Overlay, Workload
+from loanmesh.runtime.keys import new_ring, write_ring
 
 FILES = ("ca.crt", "tls.crt", "tls.key")
 SUFFIX = "-tls"
+KEYS = "-keys"
+KEYS_FILE = "keys.json"
+"""What privacy's settings name, in the Secret SERVICE-keys."""
 
 
 def missing(overlay: Overlay, left_out: Sequence[str]) -> dict[str, set[str]]:
@@ -39,16 +44,20 @@ def _asked(workload: Workload) -> Iterator[tuple[str, str]]:
             yield reference["name"], reference["key"]
     for volume in workload.pod.get("volumes") or ():
         if "secret" in volume:
-            for key in FILES if volume["secret"]["secretName"].endswith(SUFFIX) else ("",):
+            for key in FILES if volume["secret"]["secretName"].endswith(SUFFIX) else (KEYS_FILE,):
                 yield volume["secret"]["secretName"], key
 
 
-async def secrets(wanted: dict[str, set[str]], overlay: Overlay, namespace: str, folder: Path) -> list[Data]:
+async def secrets(
+    wanted: dict[str, set[str]], overlay: Overlay, namespace: str, folder: Path, now: dt.datetime
+) -> list[Data]:
     """Secrets of those names: certificates of a CA that is made in `folder`, and words that open nothing."""
     made: list[Data] = []
     for name, keys in sorted(wanted.items()):
         if keys & set(FILES):
             values = await certificate(name.removesuffix(SUFFIX), overlay, folder)
+        elif keys == {KEYS_FILE}:
+            values = {KEYS_FILE: keys_of(name.removesuffix(KEYS), folder, now)}
         else:
             values = {key: _word(key) for key in keys}
         metadata = {"name": name, "namespace": namespace}
@@ -70,6 +79,13 @@ async def certificate(service: str, overlay: Overlay, folder: Path) -> dict[str,
     dns = [word for name in names for word in ("--dns", name)]
     await certs("issue", "service", service, "--dir", str(folder), *dns)
     return {file: (folder / "services" / service / file).read_text(encoding="ascii") for file in FILES}
+
+
+def keys_of(service: str, folder: Path, now: dt.datetime) -> str:
+    """Keys for its personal data, new ones, in `folder`/keys/SERVICE/keys.json."""
+    path = folder / "keys" / service / KEYS_FILE
+    write_ring(path, new_ring(now), new=True)
+    return path.read_text(encoding="utf-8")
 
 
 async def certs(*words: str) -> None:

@@ -131,7 +131,8 @@ class Trial:
         wanted = trial.missing(self._applied, self._left_out)
         if wanted:
             with tempfile.TemporaryDirectory(prefix="loanmesh-verify-") as folder:
-                made = await trial.secrets(wanted, self._applied, self._namespace, Path(folder))
+                now = self._clock.now()
+                made = await trial.secrets(wanted, self._applied, self._namespace, Path(folder), now)
             await self._cluster.apply(made)
             self._report.ok("secrets", f"made for the trial: {', '.join(sorted(wanted))}")
         await self._cluster.apply([found.data for found in self._applied.objects])

@@ -94,7 +94,12 @@ def client(address: str, **options: Any) -> Client:
     """A client of intake, connected as the command was told. Ends with 2 where a file cannot be used."""
     from loanmesh.client import Client
 
-    return _usable(lambda: Client(address, security=security("client"), **options))
+    ours = security("client")
+    try:
+        return _usable(lambda: Client(address, security=ours, **options))
+    except ValueError as error:
+        hint = "--tls-ca" if ours is None else "--address"
+        raise typer.BadParameter(str(error), param_hint=hint) from error
 
 
 def channel(address: str) -> grpc.aio.Channel:

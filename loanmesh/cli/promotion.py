@@ -127,11 +127,12 @@ def simulate(
     replayed = replay(
         promotion, known, made, scale=scale, quotas=quotas, scaling=scaling.value, seed=seed, planned=planned
     )
+    how = f"{scaling.value}, {'' if planned else 'un'}planned"
     if picture:
-        _draw(console, picture, promotion, replayed)
+        _draw(console, picture, promotion, replayed, how)
     if json_:
         print(json.dumps(_replayed_as_json(promotion, made, replayed)))
-    _say_replayed(console, promotion, made, replayed, f"{scaling.value}, {'' if planned else 'un'}planned")
+    _say_replayed(console, promotion, made, replayed, how)
     if picture:
         console.print(f"drawn: {escape(str(picture))}")
     for problem in replayed.problems:
@@ -237,11 +238,11 @@ def _write_text(console: Console, out: Path, text: str) -> None:
         raise typer.Exit(USAGE) from error
 
 
-def _draw(console: Console, picture: Path, promotion: Promotion, replayed: Replayed) -> None:
+def _draw(console: Console, picture: Path, promotion: Promotion, replayed: Replayed, how: str) -> None:
     from loanmesh.promotion.picture import draw
 
     try:
-        draw(picture, promotion, replayed)
+        draw(picture, promotion, replayed, how)
     except OSError as error:
         console.print(f"[red]--picture[/] {escape(str(picture))} cannot be written: {error.strerror}")
         raise typer.Exit(FAILED) from error

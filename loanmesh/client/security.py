@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loanmesh.runtime.certificates import Files
+from loanmesh.runtime.token_file import TokenFile
 
 Token = str | Path | Callable[[], str]
 """A token, a file that holds the newest one, or whatever makes one."""
@@ -50,31 +51,15 @@ class Bearer:
     """The token as metadata, always the newest."""
 
     def __init__(self, token: Token | None) -> None:
-        self._token = token
-        self._stamp: tuple[int, int] | None = None
-        self._read = ""
+        self._newest: Callable[[], str] | None
+        match token:
+            case Path():
+                self._newest = TokenFile(token).token
+            case str():
+                self._newest = lambda: token
+            case _:
+                self._newest = token
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """To be sent with a call; empty without a token. Raises OSError where a file cannot be read at all."""
-        match self._token:
-            case None:
-                return ()
-            case Path() as path:
-                token = self._from(path)
-            case str() as token:
-                pass
-            case make:
-                token = make()
-        return (("authorization", f"Bearer {token}"),)
-
-    def _from(self, path: Path) -> str:
-        try:
-            found = path.stat()
-            stamp = (found.st_mtime_ns, found.st_ino)
-            if stamp != self._stamp:
-                self._read, self._stamp = path.read_text(encoding="ascii").strip(), stamp
-        except OSError:
-            if self._stamp is None:
-                raise
-        # While a file is replaced it may be gone; what it held is good for a while.
-        return self._read
+        return (("authorization", f"Bearer {self._newest()}"),) if self._newest else ()

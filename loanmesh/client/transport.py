@@ -19,9 +19,10 @@ from lending.intake.v1 import intake_service_pb2 as pb
 
 from loanmesh.client.errors import CallFailed
 from loanmesh.client.security import Bearer, Security
-from loanmesh.runtime.channel import SERVICE_CONFIG, channel_options, make_channel
+from loanmesh.runtime.channel import SERVICE_CONFIG, channel_options, make_channel, target_of
 from loanmesh.runtime.clock import Clock, SystemClock
 from loanmesh.runtime.handshake import WORDS, Diagnosis
+from loanmesh.runtime.setting_rules import stays_here
 from loanmesh.runtime.status import code_of, is_too_large
 
 QUEUE_MS = "loanmesh-queue-ms"
@@ -169,6 +170,11 @@ class GrpcTransport:
         service, files, reload_s = "intake", None, 10.0
         if security:
             service, files, reload_s = security.server_name, security.files, security.reload_s
+        target_of(address)  # What is no address is said first.
+        if security is None and not stays_here(address):
+            raise ValueError(
+                f"{address} is not on this machine: give security=Security(...), since TLS is needed there"
+            )
         channel = make_channel(address, service, files, clock, options=options, reload_s=reload_s)
         self._use(channel, Bearer(security.token if security else None), Diagnosis(service, files, clock))
 

@@ -20,8 +20,11 @@ KINDS = (".svg", ".png", ".pdf")
 """What a picture's name may end in."""
 
 
-def draw(path: Path, promotion: Promotion, replayed: Replayed) -> None:
-    """Write the picture, as what its name ends in; an SVG has the same bytes for the same day. Raises OSError."""
+def draw(path: Path, promotion: Promotion, replayed: Replayed, how: str) -> None:
+    """Write the picture, as what its name ends in; an SVG has the same bytes for the same day. Raises OSError.
+
+    how  under which scaling it was lived through, for the title.
+    """
     # Here, not above: only a picture needs it, and it takes half a second to load.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -38,8 +41,9 @@ def draw(path: Path, promotion: Promotion, replayed: Replayed) -> None:
             replicas.step(minutes, series.replicas[name], where="post", color=colour, linewidth=1.6, label=name)
         _plot(wait, minutes, series.wait_s, GREEN, "seconds to decision")
         wait.axhline(promotion.decide_within_s, color=GREY, linewidth=1, linestyle="--", label="asked for")
-        verdict = "holds" if replayed.holds else "does not hold"
-        backlog.set_title(f"{promotion.name}: the plan {verdict}", loc="left", fontsize=11, fontweight="bold")
+        verdict = "all in time" if replayed.holds else "too late"
+        backlog.set_title(f"{promotion.name}, {how}: {verdict}", loc="left", fontsize=11, fontweight="bold")
+        backlog.yaxis.set_major_formatter("{x:,.0f}")
         replicas.set_ylabel("replicas that serve")
         wait.set_xlabel(f"minutes from {promotion.start:%Y-%m-%d %H:%M} {promotion.timezone}")
         for axes in (backlog, replicas, wait):

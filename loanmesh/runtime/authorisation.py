@@ -117,7 +117,7 @@ def load_table(setting: str, file: str) -> Table:
 def _sections(text: str, file: str) -> dict[str, dict[str, list[str]]]:
     try:
         whole = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be.
         raise BadTable(f"{file}: is no YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(whole, dict):
         raise BadTable(f"{file}: holds no sections")

@@ -19,6 +19,7 @@ from loanmesh.runtime.certificates import Files, Watched
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.handshake import Diagnosis
 from loanmesh.runtime.rotation import RotatingChannel, named
+from loanmesh.runtime.setting_rules import WrongSetting, stays_here
 from loanmesh.runtime.settings import TlsSettings
 from loanmesh.runtime.tls import files_of
 
@@ -64,7 +65,14 @@ def open_channel(
 
     deadline_s  longest time a call of the given method may take; a caller's own deadline shortens it.
     service     whose certificate must be shown there.
+    Raises WrongSetting for plaintext to anywhere but this machine.
     """
+    if tls.mode == "plaintext" and not stays_here(target):
+        raise WrongSetting(
+            f"the address of {service}",
+            f"{target}: plaintext is for loopback only",
+            "TLS__MODE=mtls, for others",
+        )
     files = files_of(tls) if tls.mode == "mtls" else None
     return make_channel(
         target,

@@ -97,7 +97,8 @@ class Exporting(MetricExporter):
         ours = [metric for each in self._histograms if (metric := each.metric()).data.data_points]
         if ours and metrics_data.resource_metrics:
             first, *rest = metrics_data.resource_metrics
-            added = ScopeMetrics(InstrumentationScope("loanmesh"), ours, "")
+            # A scope of their own: the encoder keeps one of two that are equal.
+            added = ScopeMetrics(InstrumentationScope("loanmesh.histogram"), ours, "")
             metrics_data = MetricsData([replace(first, scope_metrics=[*first.scope_metrics, added]), *rest])
         return self._inner.export(metrics_data, timeout_millis, **more)
 

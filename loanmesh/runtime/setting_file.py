@@ -30,8 +30,8 @@ def section(service: str) -> dict[str, Any]:
         raise WrongSetting(
             FILE, f"{path}: {service} is {_shape(found)}", f"settings by name, as `{service}: {{server: {{...}}}}`"
         )
-    if odd := next((key for key in found if not isinstance(key, str)), None):
-        raise WrongSetting(FILE, f"{path}: {service}.{odd} is no name of a setting")
+    if odd := [str(key) for key in found if not isinstance(key, str)]:
+        raise WrongSetting(FILE, f"{path}: {service}.{odd[0]} is no name of a setting")
     return found
 
 
@@ -48,7 +48,7 @@ def _read(path: Path) -> Mapping[Any, Any]:
         mark = error.problem_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise WrongSetting(FILE, f"{path}{place}: {error.problem}", allowed) from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be.
         raise WrongSetting(FILE, f"{path}: is no YAML: {str(error).splitlines()[0]}", allowed) from error
     if whole is not None and not isinstance(whole, dict):
         raise WrongSetting(FILE, f"{path}: is {_shape(whole)}", allowed)

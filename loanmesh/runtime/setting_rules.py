@@ -93,6 +93,17 @@ def is_loopback(value: str) -> bool:
         return False
 
 
+def stays_here(target: str) -> bool:
+    """Whether a target, of any kind that gRPC takes, leads to this machine only: loopback addresses, a socket of the
+    file system, or names that a name server on loopback answers for."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    if target.startswith("dns://"):
+        return is_loopback(target.removeprefix("dns://").split("/", 1)[0])
+    target = re.sub(r"^(ipv4|ipv6|dns):/*", "", target)
+    return all(is_loopback(part) for part in target.split(","))
+
+
 def is_http(value: str) -> bool:
     """Whether it is an http:// or https:// address."""
     try:

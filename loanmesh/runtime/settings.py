@@ -107,12 +107,13 @@ class TelemetrySettings(BaseModel, frozen=True, extra="forbid"):
     otlp_endpoint: Annotated[
         str,
         Must(
-            "HOST:PORT or http://HOST:PORT, several with commas, or empty",
+            "HOST:PORT, http://HOST:PORT or https://HOST:PORT, several with commas, or empty",
             lambda v: not v or all(is_host_port(one.strip()) or is_http(one.strip()) for one in v.split(",")),
         ),
     ] = ""
-    """OTLP/gRPC endpoints, e.g. `127.0.0.1:4317`; all get everything. Empty: what OTEL_EXPORTER_OTLP_ENDPOINT names,
-    else nothing is exported."""
+    """OTLP/gRPC endpoints, e.g. `127.0.0.1:4317`; all get everything. https:// speaks TLS, and
+    OTEL_EXPORTER_OTLP_CERTIFICATE names its CA. Empty: what OTEL_EXPORTER_OTLP_ENDPOINT names, else nothing is
+    exported."""
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of new traces that are recorded though nothing is wrong; a caller's own choice is followed."""
     slow_s: Annotated[float, Field(gt=0)] = 2.0

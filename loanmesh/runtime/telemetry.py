@@ -84,17 +84,21 @@ def start_telemetry(service: str, owner: str, settings: TelemetrySettings) -> No
 def _export(service: str, owner: str, endpoints: list[str], settings: TelemetrySettings) -> None:
     from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk._logs import LoggerProvider
     from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+
+    from loanmesh.runtime.span_export import SpanExporter
 
     # The SDK complains of each export that fails on the root logger's last resort, with a stack trace.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     resource = Resource.create({"service.name": service, "service.instance.id": owner, "service.namespace": "loanmesh"})
-    to: list[dict[str, Any]] = [{"endpoint": one, "insecure": True, "timeout": EXPORT_S_MAX} for one in endpoints]
+    # Over TLS the exporter finds CA and certificate by OpenTelemetry's own variables.
+    to: list[dict[str, Any]] = [
+        {"endpoint": one, "insecure": not one.startswith("https://"), "timeout": EXPORT_S_MAX} for one in endpoints
+    ]
     provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(settings.sample_ratio)))
     for where in to:
-        exporter = OTLPSpanExporter(**where)
+        exporter = SpanExporter(**where)
         provider.add_span_processor(
             BatchSpanProcessor(exporter, max_queue_size=SPANS_WAITING_MAX, schedule_delay_millis=1000)
         )

@@ -89,7 +89,10 @@ class ServerCertificates:
             CERTIFICATE_EXPIRY, [self._observe], unit="s", description="Seconds until a certificate expires"
         )
         meter.create_observable_gauge(
-            CERTIFICATE_LIFE_LEFT, [self._observe_share], unit="1", description="Share of a certificate's life left"
+            CERTIFICATE_LIFE_LEFT,
+            [self._observe_share],
+            unit="{share}",
+            description="Share of its life left",
         )
 
     @property

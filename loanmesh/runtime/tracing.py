@@ -3,8 +3,8 @@
 A span that is recorded as it happens costs 58 us, and whether an application is worth it shows only at its end. So all
 processes keep plain notes (times, words), and tell them as spans when something was wrong: failed, deferred, degraded,
 late, shed. Every application has a trace from its caller's call on, recorded or not, so that what several processes
-tell of it falls into one. Costs: 1 us for a healthy application, some 12 us a span that is told, in the process, and
-as much again in the exporter's thread.
+tell of it falls into one. Costs in CPU: 1 us for a healthy application; a span that is told 6 us where it is
+told and 8 us in the exporter's thread.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from loanmesh.runtime import semconv
 from loanmesh.runtime.clock import Clock
 
 Attributes = Mapping[str, str | int | float | bool]
@@ -105,6 +106,10 @@ class Recorder:
         error   what is wrong, in a stable word or a status; empty: nothing.
         """
         self.told += 1
+        if attributes and semconv.EXCEPTION_TYPE in attributes:
+            # Its type alone: a text or a stack may quote whom the call was about.
+            raised = {semconv.EXCEPTION_TYPE: attributes[semconv.EXCEPTION_TYPE]}
+            events = [*events, ("exception", ended, raised)]
         status = Status(StatusCode.ERROR, error) if error else Status()
         self._processor.on_end(
             ReadableSpan(

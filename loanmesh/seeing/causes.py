@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loanmesh.runtime import semconv
 from loanmesh.seeing.spans import Span
@@ -83,6 +83,8 @@ class _Evidence:
     """Per source or service: what failed most before its breaker opened."""
     seen: Mapping[str, float]
     alive: Collection[str]
+    troubles: Sequence[tuple[float, Cause]] = ()
+    """When services and the database failed, and how: what waited meanwhile waited for them."""
 
 
 def why_failed(spans: Sequence[Span], seen: Mapping[str, float], alive: Collection[str] = ()) -> list[Group]:
@@ -91,7 +93,7 @@ def why_failed(spans: Sequence[Span], seen: Mapping[str, float], alive: Collecti
     seen   when each process last told anything; who told something after its lease had ended did not die.
     alive  process ids of replicas that run now, as text; empty: not known.
     """
-    evidence = _Evidence(_behind(spans), seen, alive)
+    evidence = _evidence(spans, seen, alive)
     found: dict[tuple[str, str], list[tuple[Cause, _Case]]] = defaultdict(list)
     for case in _cases(spans):
         cause = cause_of(case.spans, evidence)
@@ -103,7 +105,19 @@ def why_failed(spans: Sequence[Span], seen: Mapping[str, float], alive: Collecti
 
 def cause_in(spans: Sequence[Span], seen: Mapping[str, float], alive: Collection[str] = ()) -> Cause | None:
     """The root cause of one application's trouble, from its own trace alone; None where there was none."""
-    return cause_of(spans, _Evidence(_behind(spans), seen, alive))
+    return cause_of(spans, _evidence(spans, seen, alive))
+
+
+def _evidence(spans: Sequence[Span], seen: Mapping[str, float], alive: Collection[str]) -> _Evidence:
+    alone = _Evidence(_behind(spans), seen, alive)
+    troubles = [
+        (span.ended, cause)
+        for span in spans
+        if span.service == "intake"
+        and (span.error or span.text(semconv.DB_OPERATION))
+        and (cause := _service([span], alone) or _database([span], alone))
+    ]
+    return replace(alone, troubles=troubles)
 
 
 def cause_of(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
@@ -136,13 +150,10 @@ def _database(spans: Sequence[Span], _: _Evidence) -> Cause | None:
         call = span.text(semconv.REASON) == "DEPENDENCY_DOWN"
         if (attempt or call) and span.service == "intake" and "leaving" not in text:
             return _of_database(span.error, text)
-    commits = [s for s in spans if s.text(semconv.DB_OPERATION) and s.took_s >= SLOW_S]
-    stored = [s for s in spans if _is_slow_submit(s)]
-    for span in (*commits, *stored):
-        return Cause(
-            "database_slow", "intake -> database", "slow",
-            f"the database is slow: a commit took {span.took_s:.1f} s", "loanmesh status",
-        )  # fmt: skip
+    commits = [span.took_s for span in spans if span.text(semconv.DB_OPERATION)]
+    if commits and max(commits) >= SLOW_S:
+        text = f"the database is slow: a commit took {max(commits):.1f} s"
+        return Cause("database_slow", "intake -> database", "slow", text, "loanmesh status")
     return None
 
 
@@ -152,11 +163,6 @@ def _of_database(status: str, text: str) -> Cause:
     if _BUSY.search(text):
         return Cause("database_slow", "intake -> database", status, f"the database is slow: {text}", "loanmesh status")
     return Cause("database_down", "intake -> database", status, f"the database is away: {text}", "loanmesh status")
-
-
-def _is_slow_submit(span: Span) -> bool:
-    """Storing is all that such a call waits for, besides what it asked to wait."""
-    return span.kind == "server" and "/Submit" in span.name and span.text(semconv.KEPT_FOR) == "slow"
 
 
 def _lost(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
@@ -270,7 +276,7 @@ def _of_source(source: str, said: tuple[str, str], word: str) -> Cause:
     return Cause(kind, f"bureau -> {source}", word, f"source {source} {text}", "loanmesh deps")
 
 
-def _door(spans: Sequence[Span], _: _Evidence) -> Cause | None:
+def _door(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
     for span in spans:
         reason, text = span.text(semconv.REASON), span.text(semconv.CAUSE)
         if span.kind != "server" or span.service != "intake":
@@ -279,21 +285,21 @@ def _door(spans: Sequence[Span], _: _Evidence) -> Cause | None:
             return Cause("budget_full", "caller -> intake", "RESOURCE_EXHAUSTED",
                          f"a caller's budget is used up: {text}", "loanmesh settings intake")  # fmt: skip
         if reason == "OVERLOADED":
-            return Cause("overload", "caller -> intake", "RESOURCE_EXHAUSTED",
-                         f"intake turns callers away: {text}", "loanmesh top")  # fmt: skip
+            overload = Cause("overload", "caller -> intake", "RESOURCE_EXHAUSTED",
+                             f"intake turns callers away: {text}", "loanmesh top")  # fmt: skip
+            # Who stores slowly gets behind: that is no more than what the disk brought about.
+            return _meanwhile(evidence, span.began - BEHIND_S, span.ended, _STORING) or overload
     return None
 
 
-def _deadline(spans: Sequence[Span], _: _Evidence) -> Cause | None:
+def _deadline(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
     for span in spans:
         status = span.text(semconv.RPC_STATUS_CODE)
         at_door = span.kind == "server" and span.service == "intake" and span.error
         if status == "DEADLINE_EXCEEDED" and (at_door or (span.kind == "client" and span.service != "intake")):
-            return Cause(
-                "deadline_expired", "caller -> intake", status,
-                f"the caller's deadline passed before intake could answer (after {span.took_s * 1000:.0f} ms)",
-                "loanmesh trace EXAMPLE",
-            )  # fmt: skip
+            text = f"the caller's deadline passed before intake could answer (after {span.took_s * 1000:.0f} ms)"
+            expired = Cause("deadline_expired", "caller -> intake", status, text, "loanmesh trace EXAMPLE")
+            return _meanwhile(evidence, span.began, span.ended + BEHIND_S, _STORING) or expired
     for span in spans:
         status = span.text(semconv.RPC_STATUS_CODE)
         if span.kind == "client" and span.service not in _INSIDE and span.error and status == "UNAVAILABLE":
@@ -307,7 +313,7 @@ def _deadline(spans: Sequence[Span], _: _Evidence) -> Cause | None:
     return None
 
 
-def _queue(spans: Sequence[Span], _: _Evidence) -> Cause | None:
+def _queue(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
     late = [
         s
         for s in spans
@@ -315,15 +321,31 @@ def _queue(spans: Sequence[Span], _: _Evidence) -> Cause | None:
     ]
     if not late:
         return None
-    waited_ms = max((float(s.attributes.get(semconv.WAITED_MS, 0)) for s in late), default=0.0)
-    if waited_ms >= SLOW_S * 1000:
-        return Cause("backlog", "intake", "late", "more came than could be decided: they waited for their turn",
-                     "loanmesh top")  # fmt: skip
+    longest = max(late, key=_waited_s)
+    if _waited_s(longest) >= SLOW_S:
+        # While a service is known to be down nothing is begun: who waited then waited for it, not for a turn.
+        text = "more came than could be decided: they waited for their turn"
+        backlog = Cause("backlog", "intake", "late", text, "loanmesh top")
+        return _meanwhile(evidence, longest.began - _waited_s(longest), longest.began) or backlog
     words = Counter(word for s in late if (word := s.error or s.text(semconv.ERROR_TYPE)))
     word = words.most_common(1)[0][0] if words else "late"
     return Cause("other", "intake", word, f"intake could not decide: {word}", "loanmesh trace EXAMPLE")
 
 
+def _meanwhile(evidence: _Evidence, began: float, ended: float, kinds: str = "") -> Cause | None:
+    """What failed most between two times, of services and the database; of kinds that match, where some are given."""
+    found = [cause for at, cause in evidence.troubles if began <= at <= ended and re.match(kinds, cause.kind)]
+    most = Counter(cause.key for cause in found).most_common(1)
+    return next(cause for cause in found if cause.key == most[0][0]) if most else None
+
+
+def _waited_s(span: Span) -> float:
+    return float(span.attributes.get(semconv.WAITED_MS, 0)) / 1000
+
+
+_STORING = "database_|disk_"
+BEHIND_S = 3.0
+"""How long after a trouble its queue still stands."""
 _INSIDE = ("intake", "bureau", "scoring", "pricing")
 _LOOKS: tuple[Callable[[Sequence[Span], _Evidence], Cause | None], ...] = (
     _parked, _database, _lost, _service, _source, _door, _deadline, _queue,

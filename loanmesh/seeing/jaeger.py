@@ -20,6 +20,8 @@ TIMEOUT_S = 20.0
 LIMIT = 1500
 """Most traces that one question asks for: Jaeger's own limit."""
 LOOK_BACK_S = 7 * 86_400.0
+_WRONG_WITHOUT_ERROR = ("late", "degraded", "slow", "lost_lease")
+"""Why a trace is kept though none of intake's spans in it is an error."""
 _SERVICES = ("intake", "bureau")
 """Who is asked for first: an application's trace always passes intake; bureau's are a second chance."""
 
@@ -49,7 +51,11 @@ class JaegerTraces:
     async def since(self, at: float) -> list[Span]:
         """See Traces."""
         back_s = self._clock.now().timestamp() - at
-        return await self._search("intake", {"error": "true"}, back_s)
+        found: dict[tuple[str, str], Span] = {}
+        for tags in ({"error": "true"}, *({semconv.KEPT_FOR: why} for why in _WRONG_WITHOUT_ERROR)):
+            for span in await self._search("intake", tags, back_s):
+                found[span.trace_id, span.span_id] = span
+        return sorted(found.values(), key=lambda span: span.began)
 
     async def logs(self, trace_id: str, began: float, ended: float) -> list[Log]:
         """None: Jaeger keeps no logs."""

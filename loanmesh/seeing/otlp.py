@@ -51,7 +51,8 @@ def logs_of(request: ExportLogsServiceRequest) -> Iterator[Log]:
                 said = str(facts.pop("trace_id", ""))
                 yield Log(
                     at=(line.time_unix_nano or line.observed_time_unix_nano) / _EPOCH_NS,
-                    trace_id=line.trace_id.hex() if any(line.trace_id) else said,
+                    # Who logs of one application within a batch names its trace; the record's own is the batch's.
+                    trace_id=said or (line.trace_id.hex() if any(line.trace_id) else ""),
                     service=service,
                     instance=instance,
                     level=line.severity_text.lower() or "info",

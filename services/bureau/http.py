@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -22,9 +23,12 @@ IDLE_S_MAX = 15.0
 
 
 class Http:
-    """Keeps connections to one host. As many are open as calls are under way: the callers bound them."""
+    """Keeps connections to one host. As many are open as calls are under way: the callers bound them.
 
-    def __init__(self, base_url: str, clock: Clock) -> None:
+    token  what to prove ourselves with, asked for each call; None where the sources want nothing.
+    """
+
+    def __init__(self, base_url: str, clock: Clock, token: Callable[[], str] | None = None) -> None:
         url = urlsplit(base_url)
         tls = url.scheme == "https"
         self._tls = ssl.create_default_context() if tls else None
@@ -32,6 +36,7 @@ class Http:
         self._host, self._port = url.hostname, url.port or (443 if tls else 80)
         self._path = url.path.rstrip("/")
         self._headers = f"Host: {url.netloc.rpartition('@')[2]}\r\nContent-Type: application/json\r\n"
+        self._token = token
         self._clock = clock
         # Newest last: what is used again is the one used last, so that the others get old and are closed.
         self._idle: deque[tuple[float, ResponseHandler]] = deque()
@@ -48,7 +53,8 @@ class Http:
         try:
             if connection.transport is None:
                 raise aiohttp.ClientConnectionError("the connection broke")
-            start = f"POST {self._path}{path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
+            proof = f"Authorization: Bearer {self._token()}\r\n" if self._token else ""
+            start = f"POST {self._path}{path} HTTP/1.1\r\n{self._headers}{proof}Content-Length: {len(body)}\r\n\r\n"
             connection.transport.write(start.encode("ascii") + body)
             # Each answer needs a parser of its own; without this one there is none.
             connection.set_response_params(auto_decompress=False, read_until_eof=True)
@@ -56,8 +62,8 @@ class Http:
             while 100 <= message.code < 200:
                 message, content = await connection.read()
             read = bytearray()
-            async for chunk in content.iter_any():
-                read += chunk
+            while not content.at_eof():
+                read += await content.readany()
                 if len(read) > bytes_max:
                     connection.close()
                     return message.code, None

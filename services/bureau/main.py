@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import structlog
 from lending.bureau.v1.bureau_service_pb2_grpc import add_BureauServiceServicer_to_server
@@ -19,8 +21,9 @@ from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import Service, run
-from loanmesh.runtime.setting_rules import WrongSetting
+from loanmesh.runtime.setting_rules import WrongSetting, is_loopback
 from loanmesh.runtime.settings import PrivacySettings
+from loanmesh.runtime.token_file import TokenFile
 from loanmesh.runtime.tracing import recorder
 from loanmesh.runtime.vitals import Queue, SourceFigures, Vitals
 from services.bureau import store as stored
@@ -45,6 +48,7 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         raise WrongSetting(
             "BUREAU_BROWNOUT__OPTIONAL", f"no such source: {', '.join(sorted(unknown))}", ", ".join(sources)
         )
+    proof = _proof(settings)
     keys = Keys.open("BUREAU_PRIVACY__KEYS_FILE", Path(settings.privacy.keys_file), clock)
     sealer = Sealer(keys)
     url = settings.database_url.get_secret_value()
@@ -54,7 +58,7 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
     if unknown := set(settings.query_fen) - set(sources):
         raise WrongSetting("BUREAU_QUERY_FEN", f"no such source: {', '.join(sorted(unknown))}", ", ".join(sources))
     figures = {name: SourceFigures(settings.query_fen.get(name, 0)) for name in sources}
-    wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s, random.Random())
+    wire = HttpWire(settings.sources_url, clock, settings.gather.timeout_s, random.Random(), proof)
     store = AnswerStore(database, clock, sealer)
     bulkhead = BulkheadSettings(at_once_max=settings.gather.at_once_max, waiting_max=settings.gather.waiting_max)
     guards = {name: make_guard(name, "source", settings.breaker, bulkhead, clock, random.Random()) for name in sources}
@@ -101,6 +105,22 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         close=close,
         vitals=vitals,
     )
+
+
+def _proof(settings: BureauSettings) -> Callable[[], str] | None:
+    """What proves us to the sources. Raises WrongSetting."""
+    if not settings.sources_token_file:
+        return None
+    url = urlsplit(settings.sources_url)
+    if url.scheme != "https" and not is_loopback(f"{url.hostname}:0"):
+        raise WrongSetting("BUREAU_SOURCES_URL", "a token would go there unencrypted", "an https:// address")
+    file = TokenFile(Path(settings.sources_token_file))
+    try:
+        file.token()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise WrongSetting("BUREAU_SOURCES_TOKEN_FILE", why, "a file with one token") from error
+    return file.token
 
 
 async def _purge(store: AnswerStore, keep_s: float, clock: Clock) -> None:

@@ -54,6 +54,8 @@ class BureauSettings(ServiceSettings):
     start before: so in a cluster, where a Job changes tables, once a release."""
     sources_url: HttpUrl = "http://127.0.0.1:7405"
     """Where the sources are reached; each under /v1/{source}/query."""
+    sources_token_file: str = ""
+    """File with the token that proves us to the sources, over https only; read again when it changes. Empty: none."""
     gather: Gather = Gather()
     breaker: BreakerSettings = BreakerSettings()
     """When a source is left alone for a while; each source has its own breaker, all with these settings."""

@@ -1,4 +1,4 @@
-"""Sources over HTTP: what to ask, what each way of failing is called, and the one retry."""
+"""Sources over HTTP: what to ask, and what each way of failing is called. Retries are tenacity's, and only here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 import datetime as dt
 import json
 import random
+from collections.abc import Callable
 
 import aiohttp
 import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from loanmesh.runtime.clock import Clock
 from services.bureau.gather import Subject
@@ -17,6 +19,7 @@ from services.bureau.profile import Answer
 from services.bureau.sources import Garbage, Source
 from services.bureau.trail import Trail, Try, current
 
+ATTEMPTS = 2
 RETRY_WITHIN_S = 0.05
 """How long at most before the one more try for a broken connection or a 5xx: at random, so that many do not come as
 one. A source that is down must not be asked more than twice a look."""
@@ -35,10 +38,18 @@ class HttpWire:
     """Asks sources under one base address, POST /v1/{source}/query.
 
     timeout_s  for one query with its retry and the waits between.
+    token      see Http.
     """
 
-    def __init__(self, base_url: str, clock: Clock, timeout_s: float, dice: random.Random) -> None:
-        self._http = Http(base_url, clock)
+    def __init__(
+        self,
+        base_url: str,
+        clock: Clock,
+        timeout_s: float,
+        dice: random.Random,
+        token: Callable[[], str] | None = None,
+    ) -> None:
+        self._http = Http(base_url, clock, token)
         self._clock = clock
         self._timeout_s = timeout_s
         self._dice = dice
@@ -61,9 +72,21 @@ class HttpWire:
     async def _retrying(self, source: Source, subject: Subject) -> Answer | str:
         try:
             return await self._noted(source, subject)
-        except (aiohttp.ClientConnectionError, _Down):
-            await self._clock.sleep(self._dice.uniform(0, RETRY_WITHIN_S))
-            return await self._noted(source, subject)
+        except (aiohttp.ClientConnectionError, _Down) as error:
+            failed = error
+        # Only from here on, since to begin with it costs more than a query that goes well.
+        async for attempt in AsyncRetrying(
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=lambda _: self._dice.uniform(0, RETRY_WITHIN_S),
+            retry=retry_if_exception_type((aiohttp.ClientConnectionError, _Down)),
+            sleep=self._clock.sleep,
+            reraise=True,
+        ):
+            with attempt:
+                if attempt.retry_state.attempt_number == 1:
+                    raise failed
+                return await self._noted(source, subject)
+        raise AssertionError("the last attempt returns or raises")
 
     async def _noted(self, source: Source, subject: Subject) -> Answer | str:
         """One try, with a note of how it went on the query's trail."""

@@ -19,7 +19,7 @@ from lending.scoring.v1.scoring_service_pb2 import Score
 from loanmesh.runtime import semconv
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.tracing import Place, Recorder, apart, is_kept, place_of, short
-from services.intake.application import Claim
+from services.intake.application import Claim, New
 from services.intake.ports import (
     Answer,
     Broken,
@@ -47,6 +47,9 @@ METHODS = {
 }
 ATTEMPT = "process applications"
 COMMIT = "settle applications"
+STORE = "accept applications"
+SLOW_COMMIT_S = 0.5
+"""A commit that takes this long is told of by itself: it makes callers wait."""
 LOST = "lost attempt"
 WAIT = "wait for a turn"
 
@@ -160,6 +163,23 @@ class Following:
             raise
         finally:
             stage.ended = self._clock.monotonic()
+
+    def stored(self, batch: Sequence[New], began: float) -> None:
+        """New applications are on disk, after a commit that began then (monotonic): told where it took long."""
+        ended = self._clock.monotonic()
+        if ended - began < SLOW_COMMIT_S:
+            return
+        recorder, span = self._recorder, self._recorder.new_id()
+        for new in batch:
+            if at := place_of(new.traceparent):
+                recorder.keep(at)
+                recorder.tell(
+                    STORE, Place(at.trace_id, span), at.span_id, recorder.at(began), recorder.at(ended), kind="client",
+                    attributes={
+                        semconv.APPLICATION_ID: new.id, semconv.DB_OPERATION: "accept", semconv.KEPT_FOR: "slow",
+                        semconv.MESSAGING_BATCH_COUNT: len(batch),
+                    },
+                )  # fmt: skip
 
     # --- The batch ---
 

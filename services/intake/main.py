@@ -200,6 +200,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         current_traceparent,
         Reception(vitals, telemetry.recorder(measures.ACKNOWLEDGEMENT)),
         settings.work.watches_max,
+        stored=following.stored if following else lambda *_: None,
     )
     scaler = Scaler(estimate, store.arrived, settings.scaler, clock)
     scaler_servicer = ScalerServicer(scaler, clock, settings.scaler.streams_max)

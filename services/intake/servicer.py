@@ -75,8 +75,10 @@ class IntakeServicer(IntakeServiceServicer):
         reception: Reception | None = None,
         watches_max: int = 1000,
         is_sure: Callable[[], bool] = lambda: True,
+        stored: Callable[[Sequence[New], float], None] = lambda *_: None,
     ) -> None:
         self._store = store
+        self._stored = stored
         self._worker = worker
         self._watch = watch
         self._estimate = estimate
@@ -210,7 +212,9 @@ class IntakeServicer(IntakeServiceServicer):
 
     async def _accept_batch(self, batch: Sequence[New]) -> Sequence[Stored]:
         room = [self._worker.has_room(new.priority, more) for more, new in enumerate(batch)]
+        began = self._clock.monotonic()
         stored = await self._store.accept(list(zip(batch, room, strict=True)))
+        self._stored(batch, began)
         self._worker.offer([one.claim for one in stored if one.claim])
         return stored
 

@@ -401,7 +401,7 @@ M = TypeVar("M", bound=BaseModel)
 def _yaml(policy: str, part: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be.
         raise PolicyError(f"policy {policy}: {part}.yaml: {error}") from error
 
 
@@ -477,7 +477,10 @@ def _compile(rule: Rule, attributes: Mapping[str, Attribute], where: str) -> Com
     for example in rule.examples:
         if set(example.given) != reads:
             raise PolicyError(f"{where}: example {example.given}: must give {sorted(reads)}")
-        fired = compiled.fires(example.given)
+        try:
+            fired = compiled.fires(example.given)
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise PolicyError(f"{where}: example {example.given}: cannot be: {str(error)[:200]}") from error
         if fired != example.fires:
             raise PolicyError(f"{where}: example {example.given}: fires is {fired}, expected {example.fires}")
     return compiled

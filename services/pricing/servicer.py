@@ -41,8 +41,7 @@ class PricingServicer(PricingServiceServicer):
                 result.error.CopyFrom(item_status(refused))
                 continue
             try:
-                as_of = item.as_of_time.ToDatetime(dt.UTC) if item.HasField("as_of_time") else now
-                result.pricing.CopyFrom(price(item, self._policy, as_of))
+                result.pricing.CopyFrom(price(item, self._policy, _as_of(item, now)))
             except InvalidRequest as error:
                 result.error.CopyFrom(item_status(error))
             except Exception as error:  # noqa: BLE001  A fault of ours in one item must not cost the others their answer.
@@ -67,3 +66,13 @@ class PricingServicer(PricingServiceServicer):
                     )
                 )
         return response
+
+
+def _as_of(item: pb.PriceApplicationsRequest.Item, now: dt.datetime) -> dt.datetime:
+    """As of when to price. Raises InvalidRequest."""
+    if not item.HasField("as_of_time"):
+        return now
+    try:
+        return item.as_of_time.ToDatetime(dt.UTC)
+    except ValueError as error:
+        raise InvalidRequest(("as_of_time", "must have nanos from 0 to 999,999,999")) from error

@@ -8,7 +8,7 @@ from lending.type.v1.party_pb2 import Party
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.setting_rules import WrongSetting
-from services.scoring.model import Model, load_model
+from services.scoring.model import Model, ModelError, load_model
 from services.scoring.servicer import ScoringServicer
 from services.scoring.settings import ScoringSettings
 
@@ -24,7 +24,10 @@ async def build(settings: ScoringSettings, clock: Clock) -> Service:
 
 
 def _model(setting: str, name: str, party_kind: str) -> Model:
-    model = load_model(name)
+    try:
+        model = load_model(name)
+    except ModelError as error:
+        raise WrongSetting(setting, str(error)) from error
     if model.party_kind != party_kind:
         raise WrongSetting(setting, f"{name} scores a {model.party_kind}", f"a model that scores a {party_kind}")
     return model

@@ -1,12 +1,14 @@
 """The collector's configuration in two tiers: sound in itself, and, where a collector is at hand, tried on it.
 
 LOANMESH_OTELCOL names a collector to try it on, LOANMESH_PROMTOOL a promtool for the rules; else they are looked for in
-PATH. A collector without `loadbalancing` is tried with a plain exporter in its place, to the one gateway there is.
+PATH. A collector without `loadbalancing` is tried with a plain exporter in its place, to the one gateway there is, and
+one without `nop` without logs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import re
 import shutil
@@ -29,6 +31,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import StatusCode
 
 from loanmesh.cli.mesh import free_ports
+from loanmesh.runtime import semconv
 from loanmesh.runtime.clock import SystemClock
 from tests.otlp import collecting
 from tests.prometheus import Emitted, series
@@ -36,6 +39,8 @@ from tests.prometheus import Emitted, series
 FOLDER = Path("deploy/observability")
 CLOCK = SystemClock()
 HEALTHY = 40
+CHOSEN = "${env:LOGS_EXPORTER:-nop}"
+"""Where an agent sends logs is its environment's choice, between these two."""
 RESOURCE = Resource.create(
     {"service.namespace": "loanmesh", "service.name": "intake", "service.instance.id": "intake-1"}
 )
@@ -60,7 +65,10 @@ def test_what_a_pipeline_uses_is_there_and_what_is_there_is_used(tier: str) -> N
     loaded = config(tier)
     pipelines = loaded["service"]["pipelines"].values()
     for kind in ("receivers", "processors", "exporters"):
-        assert {name for pipeline in pipelines for name in pipeline.get(kind, ())} == set(loaded[kind]), kind
+        used = {name for pipeline in pipelines for name in pipeline.get(kind, ())}
+        if CHOSEN in used:
+            used = used - {CHOSEN} | {"nop", "otlp/logs"}
+        assert used == set(loaded[kind]), kind
     assert loaded["service"]["extensions"] == list(loaded["extensions"])
     for pipeline in pipelines:
         assert pipeline["processors"][0] == "memory_limiter", "what is refused must be refused before it costs anything"
@@ -73,7 +81,11 @@ def test_the_tiers_fit_each_other() -> None:
     dns = agent["exporters"]["loadbalancing"]["resolver"]["dns"]
     assert gateway["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rsplit(":")[-1] == dns["port"]
     policies = {policy["name"]: policy for policy in gateway["processors"]["tail_sampling"]["policies"]}
-    assert "sampled" not in policies["kept_by_the_mesh"]["string_attribute"]["values"], "it would keep everything"
+    said = re.search(r'^KEPT_FOR = .*\n"""Why the trace is kept: ([^.]*)\.', inspect.getsource(semconv), re.MULTILINE)
+    assert said
+    # Sampled is what is kept without a reason: with it, everything would be.
+    reasons = set(re.findall(r"\w+", said[1])) - {"sampled"}
+    assert set(policies["kept_by_the_mesh"]["string_attribute"]["values"]) == reasons
 
 
 def test_promtool_finds_the_rules_sound_and_each_alert_fires_when_it_must() -> None:
@@ -98,8 +110,11 @@ async def tiers(tmp_path: Path) -> AsyncIterator[tuple[str, str, Any]]:
         agent["exporters"]["prometheus"]["endpoint"] = f"127.0.0.1:{ports[2]}"
         # Its pods are looked up in a cluster, and there is none here.
         del agent["processors"]["k8sattributes"]
-        agent["service"]["pipelines"]["traces"]["processors"].remove("k8sattributes")
+        for pipeline in (agent["service"]["pipelines"][name] for name in ("traces", "logs")):
+            pipeline["processors"].remove("k8sattributes")
         _send_to(agent, "name: loadbalancing" in parts, ports[3])
+        if "name: nop" not in parts:
+            del agent["exporters"]["nop"], agent["service"]["pipelines"]["logs"]
         _listen(gateway, ports[3], ports[4])
         gateway["processors"]["tail_sampling"]["decision_wait"] = "1s"
         gateway["exporters"]["otlp/traces"]["endpoint"] = behind.endpoint.removeprefix("http://")

@@ -21,11 +21,13 @@ from loanmesh.cli.mesh import Mesh, free_ports
 from loanmesh.client import Client
 from loanmesh.runtime import measures, telemetry
 from loanmesh.runtime.clock import SystemClock
+from loanmesh.runtime.histogram import Exporting, Histogram
 from loanmesh.runtime.vitals import Vitals
 from tests.builders import an_application
 from tests.e2e.conftest import set_fault
 from tests.otlp import collecting
 from tests.prometheus import Emitted, emitted, grouped_by, reads, recorded, series
+from tests.unit.test_histogram import Kept
 
 OBSERVABILITY = Path("deploy/observability")
 REFERENCE = Path("docs/operating.md")
@@ -78,12 +80,14 @@ def _of_the_code() -> dict[str, Emitted]:
         vitals = Vitals()
         vitals.parked["score"] += 1
         telemetry.observe(vitals)
-        telemetry.recorder(measures.ESTIMATE)(1.0, {})
         data = reader.get_metrics_data()
-    assert data
-    encoded = encode_metrics(data).resource_metrics[0].scope_metrics[0].metrics
     provider.shutdown()
-    return {metric.name: emitted(metric) for metric in encoded}
+    assert data
+    estimates, exporter = Histogram(measures.ESTIMATE, lambda: 1), Kept()
+    estimates.record(1.0, {})
+    Exporting(exporter, [estimates]).export(data)
+    scopes = encode_metrics(exporter.sent[0]).resource_metrics[0].scope_metrics
+    return {metric.name: emitted(metric) for scope in scopes for metric in scope.metrics}
 
 
 def rules() -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,20 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from lending.scoring.v1 import scoring_service_pb2 as scoring_pb
 from lending.scoring.v1.scoring_service_pb2_grpc import ScoringServiceStub
 
 from loanmesh.cli.authority import Authority, Subject
 from loanmesh.cli.mesh import Mesh, free_ports
 from loanmesh.client import Client, Security, TlsFailed
+from loanmesh.runtime.certificates import Watched
 from loanmesh.runtime.clock import SystemClock
+from loanmesh.runtime.rotation import credentials, named
 from tests.builders import an_application
 from tests.e2e.test_command import run
+from tests.otlp import collecting
 
 CLOCK = SystemClock()
 
@@ -152,49 +158,82 @@ async def test_a_bad_certificate_between_services_is_named_in_the_log_and_costs_
 # --- One process ---
 
 
-@pytest.fixture
-def scoring(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Scoring by itself, listening on all addresses, with a port for probes; its ready line."""
-    authority = Authority(tmp_path / "certs", CLOCK.now)
+@contextmanager
+def scoring(folder: Path, **more: str) -> Iterator[tuple[Authority, dict[str, str]]]:
+    """Scoring by itself, listening on all addresses, with a port for probes; its CA and its ready line."""
+    authority = Authority(folder, CLOCK.now)
     authority.create("loanmesh")
-    folder = authority.issue(Subject("service", "scoring"))
+    own = authority.issue(Subject("service", "scoring"))
     settings = {
-        "SCORING_TLS__CERT_FILE": f"{folder}/tls.crt",
-        "SCORING_TLS__KEY_FILE": f"{folder}/tls.key",
-        "SCORING_TLS__CA_FILE": f"{folder}/ca.crt",
+        "SCORING_TLS__CERT_FILE": f"{own}/tls.crt",
+        "SCORING_TLS__KEY_FILE": f"{own}/tls.key",
+        "SCORING_TLS__CA_FILE": f"{own}/ca.crt",
         "SCORING_SERVER__LISTEN": "0.0.0.0:0",
         "SCORING_SERVER__HEALTH_LISTEN": "127.0.0.1:0",
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "services.scoring.main"],
-        stdout=subprocess.PIPE,
-        env={**os.environ, **settings},
-        text=True,
-    )
-    assert process.stdout
-    yield json.loads(process.stdout.readline())
-    process.terminate()
-    assert process.wait(20) == 0
+    command = [sys.executable, "-m", "services.scoring.main"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **settings, **more}, text=True)
+    try:
+        assert process.stdout
+        ready = json.loads(process.stdout.readline())
+        yield authority, {**ready, "address": ready["address"].replace("0.0.0.0", "127.0.0.1")}
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
 
 
-async def test_the_health_port_serves_health_and_nothing_else(scoring: dict[str, str]) -> None:
-    async with grpc.aio.insecure_channel(scoring["health"]) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        for name in ("", "readiness", "liveness", "lending.scoring.v1.ScoringService"):
-            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await ScoringServiceStub(channel).ListModels(scoring_pb.ListModelsRequest(), timeout=5)
-        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        reflect: Any = channel.unary_unary("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await reflect(b"", timeout=5)
-        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    main = scoring["address"].replace("0.0.0.0", "127.0.0.1")
-    async with grpc.aio.insecure_channel(main) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
-        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+async def code_of(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return refused.value.code()
+
+
+async def test_the_health_port_serves_health_and_nothing_else(tmp_path: Path) -> None:
+    with scoring(tmp_path / "certs") as (_, ready):
+        async with grpc.aio.insecure_channel(ready["health"]) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for name in ("", "readiness", "liveness", "lending.scoring.v1.ScoringService"):
+                answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            models = ScoringServiceStub(channel).ListModels(scoring_pb.ListModelsRequest(), timeout=5)
+            assert await code_of(models) is grpc.StatusCode.UNIMPLEMENTED
+            reflect: Any = channel.unary_unary("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+            assert await code_of(reflect(b"", timeout=5)) is grpc.StatusCode.UNIMPLEMENTED
+        async with grpc.aio.insecure_channel(ready["address"]) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert await code_of(check) is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_what_a_process_tells_of_its_door_reaches_a_collector_over_tls(tmp_path: Path) -> None:
+    outside = Authority(tmp_path / "outside", CLOCK.now)
+    outside.create("loanmesh")
+    files = outside.issue(Subject("service", "collector"))
+    pair = ((files / "tls.key").read_bytes(), (files / "tls.crt").read_bytes())
+    async with collecting(grpc.ssl_server_credentials([pair])) as collected:
+        more = {
+            "SCORING_TELEMETRY__OTLP_ENDPOINT": collected.endpoint,
+            "SCORING_TELEMETRY__METRICS_EVERY_S": "1",
+            "OTEL_EXPORTER_OTLP_CERTIFICATE": str(outside.bundle),
+        }
+        with scoring(tmp_path / "certs", **more) as (authority, ready):
+            for kind, expected in (("client", "METHOD_NOT_ALLOWED"), ("operator", "")):
+                shown = Security.in_folder(authority.issue(Subject(kind, "ann")))
+                channel = grpc.aio.secure_channel(
+                    ready["address"], credentials(Watched(shown.files)), options=named("scoring")
+                )
+                async with channel:
+                    ask = ServerReflectionStub(channel).ServerReflectionInfo(
+                        iter([ServerReflectionRequest(list_services="")]), timeout=5
+                    )
+                    if expected:
+                        assert await code_of(ask.read()) is grpc.StatusCode.PERMISSION_DENIED
+                    else:
+                        assert (await ask.read()).HasField("list_services_response")
+            wanted = {"loanmesh.certificate.expiry", "loanmesh.certificate.life_left", "loanmesh.access.denials"}
+            await until(lambda: wanted <= set(collected.all()))
+        found = collected.all()
+        assert found["loanmesh.certificate.expiry"].attributes == {"role"}
+        assert found["loanmesh.access.denials"].attributes == {"reason", "rpc.method"}
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,18 @@ async def test_who_lost_the_lease_decides_nothing(database: Database) -> None:
     assert [event.kind for event in history] == ["accepted", "decided"]
 
 
+async def test_who_takes_over_learns_whose_lease_ended_and_when(database: Database) -> None:
+    gone, next_ = a_store(database, "gone", lease_s=-1.0), a_store(database, "next", lease_s=30.0)
+    await accepted(gone, 1)
+    (taken,) = await next_.claim(10)
+    owner, _, end = taken.lost_lease.rpartition("@")
+    assert owner == "gone"
+    assert float(end) == pytest.approx(taken.not_before - 1.0, abs=0.01)
+    await next_.release([taken])
+    (again,) = await next_.claim(10)
+    assert again.lost_lease == "", "it was given back, and no lease ended"
+
+
 async def test_a_withdrawal_in_the_middle_of_work_wins(database: Database) -> None:
     store = a_store(database)
     (claim,) = await accepted(store, 1)

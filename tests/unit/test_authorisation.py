@@ -94,9 +94,13 @@ def test_what_no_line_allows_is_refused() -> None:
         ("client/local", {}, False),
         ("client/other", {"parent": "lenders/demo"}, False),
         ("operator/ann", {"name": "lenders/any/applications/1"}, True),
+        # What is parked is asked for all lenders at once, and released for several.
+        ("operator/ann", {}, True),
+        ("operator/ann", {"names": ["lenders/a/applications/1", "lenders/b/applications/2"]}, True),
+        ("client/local", {"names": ["lenders/demo/applications/1", "lenders/b/applications/2"]}, False),
     ],
 )
-def test_for_whom_a_caller_may_act(path: str, request_: dict[str, str], allowed: bool) -> None:
+def test_for_whom_a_caller_may_act(path: str, request_: dict[str, object], allowed: bool) -> None:
     def check() -> None:
         shipped().check_lender(by_certificate(path), f"{INTAKE}/GetApplication", SimpleNamespace(**request_))
 

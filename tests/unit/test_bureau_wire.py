@@ -5,16 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from aiohttp import web
+from pydantic import SecretStr
 
 from loanmesh.runtime.clock import SystemClock
+from loanmesh.runtime.keys import new_ring, write_ring
+from loanmesh.runtime.setting_rules import WrongSetting
+from loanmesh.runtime.settings import PrivacySettings
+from loanmesh.runtime.token_file import TokenFile
 from services.bureau.gather import Subject
+from services.bureau.main import build
 from services.bureau.profile import Answer
+from services.bureau.settings import BureauSettings
 from services.bureau.sources import load_sources
 from services.bureau.wire import BODY_BYTES_MAX, HttpWire
 
@@ -248,3 +258,80 @@ def unused_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+async def test_a_token_proves_us_to_the_source_and_is_always_the_newest(tmp_path: Path) -> None:
+    shown = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        shown.append(request.headers.get("Authorization"))
+        return web.Response(status=404)
+
+    app = web.Application()
+    app.router.add_post("/v1/court/query", handler)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    proof = TokenFile(file).token
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    wire = HttpWire(url, SystemClock(), 5.0, random.Random(1), proof)
+    await wire.ask(COURT, SUBJECT)
+    for text in ("second", "two words", "third\r\nX-Evil: 1"):
+        new = tmp_path / "new"
+        new.write_text(text)
+        new.replace(file)
+        await wire.ask(COURT, SUBJECT)
+    file.unlink()
+    await wire.ask(COURT, SUBJECT)
+    assert shown == ["Bearer first"] + ["Bearer second"] * 4
+    await wire.close()
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("url", "content", "said"),
+    [
+        ("http://sources.example", "token", "BUREAU_SOURCES_URL: a token would go there unencrypted"),
+        ("https://sources.example", None, "BUREAU_SOURCES_TOKEN_FILE: No such file"),
+        ("https://sources.example", "two words", "BUREAU_SOURCES_TOKEN_FILE: "),
+    ],
+)
+async def test_a_token_that_cannot_be_used_stops_the_start(
+    tmp_path: Path, url: str, content: str | None, said: str
+) -> None:
+    file = tmp_path / "token"
+    if content:
+        file.write_text(content)
+    keys = tmp_path / "keys.json"
+    write_ring(keys, new_ring(SystemClock().now()), new=True)
+    settings = BureauSettings(
+        sources_url=url,
+        sources_token_file=str(file),
+        database_url=SecretStr(f"sqlite:///{tmp_path}/bureau.db"),
+        privacy=PrivacySettings(keys_file=str(keys)),
+    )
+    with pytest.raises(WrongSetting, match=said):
+        await build(settings, SystemClock())
+
+
+@pytest.mark.parametrize(("signed_for", "word"), [("127.0.0.1", "facts"), ("127.0.0.2", "unavailable")])
+async def test_a_source_behind_tls_is_asked_where_its_certificate_is_its_own(
+    signed_for: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(signed_for).configure_cert(tls)
+    app = web.Application()
+    app.router.add_post("/v1/court/query", answers({"observed_at": NOW, "facts": {}}))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    wire = HttpWire(f"https://127.0.0.1:{runner.addresses[0][1]}", SystemClock(), 5, random.Random(1))
+    said = await wire.ask(COURT, SUBJECT)
+    assert ("facts" if isinstance(said, Answer) else said) == word
+    await wire.close()
+    await runner.cleanup()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from loanmesh.runtime import semconv
@@ -103,6 +105,28 @@ def test_the_most_frequent_cause_comes_first_with_an_example_to_look_at() -> Non
     first, second = why_failed(spans, {})
     assert (first.cause.kind, first.count) == ("source_down", 3)
     assert (second.cause.kind, second.count, second.example) == ("source_slow", 1, "1")
+
+
+def test_who_was_turned_away_or_gave_up_behind_a_slow_disk_met_the_disk() -> None:
+    said: dict[str, Value] = {semconv.DB_OPERATION: "accept"}
+    slow = a_span("accept applications", application="a0", kind="client", ended=2.2, attributes=said)
+    shed = replace(a_call("RESOURCE_EXHAUSTED", reason="OVERLOADED"), trace_id="b1", began=3.0, ended=3.0)
+    late = replace(a_call("DEADLINE_EXCEEDED"), trace_id="b2", began=1.5, ended=2.0)
+    long_after = replace(shed, trace_id="b3", began=9.0, ended=9.0)
+    groups = {group.cause.kind: group.count for group in why_failed([slow, shed, late, long_after], {})}
+    assert groups == {"database_slow": 3, "overload": 1}
+
+
+def test_who_waited_while_a_service_was_down_waited_for_it() -> None:
+    down = a_hop("scoring", "UNAVAILABLE", "Connection refused", application="a0")
+
+    def waited(application: str, trace: str, waited_s: float) -> Span:
+        said: dict[str, Value] = {semconv.WAITED_MS: waited_s * 1000}
+        return a_span(trace=trace, application=application, kept_for="late", began=5.0, ended=5.1, attributes=said)
+
+    during, after = waited("a1", "b1", 4.0), waited("a2", "b2", 1.0)
+    groups = {group.cause.kind: group.count for group in why_failed([down, during, after], {})}
+    assert groups == {"service_down": 2, "backlog": 1}
 
 
 def test_applications_of_one_batch_are_told_apart_and_share_the_call() -> None:

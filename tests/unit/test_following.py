@@ -17,7 +17,7 @@ from loanmesh.runtime import semconv
 from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.tracing import Call, Place, Recorder, place_of
-from services.intake.application import Claim
+from services.intake.application import Claim, New
 from services.intake.following import Following
 from services.intake.ports import Case, Result, Unavailable
 from tests.unit.test_pipeline import Fake, a_claim, a_pipeline
@@ -63,6 +63,10 @@ def claim(told: Told, **changes: Any) -> Claim:
     now = told.clock.now().timestamp()
     said: dict[str, Any] = {"traceparent": UNSAMPLED, "created_at": now, "not_before": now} | changes
     return dataclasses.replace(made, **said)
+
+
+def a_new() -> New:
+    return New("a", "lenders/demo", "shop", "r", b"", "h", 1, "app", 0.0)
 
 
 def facts(span: ReadableSpan) -> dict[str, Any]:
@@ -213,3 +217,18 @@ def test_a_call_that_is_wanted_is_told_once_whichever_came_first(order: str) -> 
         step()
     told.recorder.keep(call.at)
     assert len(told.spans()) == 1
+
+
+def test_a_slow_commit_at_the_door_is_told_in_the_trace_of_each_it_held_up() -> None:
+    told = Told()
+    batch = [
+        dataclasses.replace(a_new(), id=f"a{n}", traceparent=UNSAMPLED.replace("80319c", f"80319{n}")) for n in (1, 2)
+    ]
+    told.following.stored(batch, told.clock.monotonic())
+    assert told.spans() == []
+    began = told.clock.monotonic()
+    told.clock.advance(0.7)
+    told.following.stored(batch, began)
+    held = told.spans("accept applications")
+    assert [facts(span)[semconv.APPLICATION_ID] for span in held] == ["a1", "a2"]
+    assert len({span.context.trace_id for span in held if span.context}) == 2

@@ -75,7 +75,7 @@ LOCAL: list[tuple[str, str, Change]] = [
     ("Deployment bureau: spec.template.spec.containers[0].securityContext.runAsUser: must be a number above 0", "is root", lambda d: d.pod("bureau")["securityContext"].update(runAsUser=0)),
     ("Job intake-migrate: spec.template.spec.containers[0].securityContext.seccompProfile.type", "no seccomp", lambda d: d.pod("intake-migrate", "Job")["securityContext"].pop("seccompProfile")),
     ("Deployment intake: spec.template.spec.containers[0].securityContext.readOnlyRootFilesystem: must be true", "writes to its image", lambda d: d.container("intake")["securityContext"].update(readOnlyRootFilesystem=False)),
-    ("Deployment intake: spec.template.spec.volumes[3].hostPath", "mounts the node", lambda d: d.pod("intake")["volumes"].append({"name": "node", "hostPath": {"path": "/"}})),
+    ("Deployment scoring: spec.template.spec.volumes[2].hostPath", "mounts the node", lambda d: d.pod("scoring")["volumes"].append({"name": "node", "hostPath": {"path": "/"}})),
     ("Deployment scoring: spec.template.spec.hostNetwork", "uses the node's network", lambda d: d.pod("scoring").update(hostNetwork=True)),
     ("StatefulSet postgres: spec.template.spec.automountServiceAccountToken: must be false", "carries a token", lambda d: d.pod("postgres", "StatefulSet").pop("automountServiceAccountToken")),
     # --- Completeness

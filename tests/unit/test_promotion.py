@@ -237,6 +237,7 @@ def test_the_urgent_go_first_but_one_place_in_five_goes_by_age() -> None:
     assert waiting.count == 150
 
 
+@settings(deadline=None)
 @given(lists(integers(0, 50), min_size=1, max_size=20), floats(0.1, 100))
 def test_nothing_that_waits_is_lost_or_taken_twice(came: list[int], each: float) -> None:
     waiting = Waiting()

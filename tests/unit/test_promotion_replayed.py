@@ -110,6 +110,6 @@ def test_the_same_day_is_the_same_picture(tmp_path: Path) -> None:
     one = a_promotion(usual=10, peak=1000, length_s=600)
     day = lived(one, planned=False)
     for name in ("a.svg", "b.svg"):
-        draw(tmp_path / name, one, day)
+        draw(tmp_path / name, one, day, "keda, unplanned")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    draw(tmp_path / "a.png", one, day)
+    draw(tmp_path / "a.png", one, day, "keda, unplanned")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from externalscaler import externalscaler_pb2 as pb
-from hypothesis import given
-from hypothesis.strategies import floats
+from hypothesis import given, settings
+from hypothesis.strategies import floats, integers
 
 from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.errors import DependencyDown, InvalidRequest, Overloaded
@@ -52,9 +52,10 @@ def test_a_source_that_bounds_everybody_does_not_call_for_ever_more_replicas() -
     assert slow == wanted(Load(6000, 0), a_second=10, drain_s=60, utilisation=0.7, speed=0.5) == pytest.approx(20)
 
 
-@given(floats(0, 1e6), floats(0, 1e4), floats(0.1, 1e4), floats(1, 3600), floats(0.1, 1), floats(0, 10))
+@settings(deadline=None)
+@given(integers(0, 10**6), integers(0, 10**4), floats(0.1, 1e4), floats(1, 3600), floats(0.1, 1), floats(0, 10))
 def test_what_is_wanted_drains_in_time_while_traffic_goes_on(
-    backlog: float, arrivals: float, rate: float, drain_s: float, utilisation: float, speed: float
+    backlog: int, arrivals: int, rate: float, drain_s: float, utilisation: float, speed: float
 ) -> None:
     replicas = wanted(Load(backlog, arrivals), rate, drain_s, utilisation, speed=speed)
     done = replicas * rate * min(2.0, max(0.5, speed)) * drain_s

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lending.type.v1.reason_pb2 import Fact, Reason
 
-from services.scoring.model import Model, load_model
+from services.scoring.model import Model, ModelError, load_model
 from services.scoring.reasons import COUNTS_FROM, reasons
 from services.scoring.scorecard import contributions, log_odds
 
@@ -93,5 +93,5 @@ def test_an_unknown_overdue_count_is_no_proof_of_a_spotless_record() -> None:
 
 
 def test_a_model_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(FileNotFoundError, match=r"no model consumer-1999; known are consumer-2026-11, firm-2026-11"):
+    with pytest.raises(ModelError, match=r"no model consumer-1999; known are consumer-2026-11, firm-2026-11"):
         load_model("consumer-1999")

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from loanmesh.cli.authority import Authority, Subject
+from loanmesh.client.transport import GrpcTransport
+from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import FakeClock
-from loanmesh.runtime.setting_rules import WrongSetting, is_loopback
+from loanmesh.runtime.setting_rules import WrongSetting, is_loopback, stays_here
 from loanmesh.runtime.settings import AccessSettings, ServerSettings, ServiceSettings, TlsSettings, TokenSettings
 from loanmesh.runtime.tls import server_certificates
 
@@ -55,6 +57,24 @@ def test_plaintext_is_for_loopback_only(listen: str, loopback: bool) -> None:
         assert server_certificates("intake", "INTAKE_", settings, CLOCK) is None
     else:
         assert f"plaintext is for loopback only, and INTAKE_SERVER__LISTEN is {listen}" in refused(settings)
+
+
+@pytest.mark.parametrize(
+    ("target", "here"),
+    [
+        ("127.0.0.1:1", True), ("127.0.0.1:1,127.0.0.2:1", True), ("localhost:1", True), ("unix:/run/x", True),
+        ("dns://127.0.0.1:7401/bureau.loanmesh:7402", True), ("ipv4:127.0.0.1:1", True), ("dns:localhost:1", True),
+        ("10.0.0.1:1", False), ("127.0.0.1:1,10.0.0.1:1", False), ("dns:///bureau:7402", False), ("bureau:1", False),
+        ("dns://10.0.0.1:53/localhost:1", False), ("ipv6:[2001:db8::1]:1", False),
+    ],
+)  # fmt: skip
+def test_plaintext_does_not_leave_the_machine(target: str, here: bool) -> None:
+    assert stays_here(target) is here
+    if not here:
+        with pytest.raises(WrongSetting, match="plaintext is for loopback only"):
+            open_channel(target, CLOCK, lambda _: 1.0, service="bureau", tls=TlsSettings(mode="plaintext"))
+        with pytest.raises(ValueError, match="is not on this machine"):
+            GrpcTransport(target)
 
 
 def test_files_that_do_not_fit_are_named_by_their_setting(authority: Authority, tmp_path: Path) -> None:

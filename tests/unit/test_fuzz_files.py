@@ -1,0 +1,90 @@
+"""Mutated settings, policies, promotions, tables and models: refused clearly, or accepted and working."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from lab.fuzz import files
+from lab.fuzz.files import Refused
+from services.scoring.model import ModelError, parse_model
+
+KINDS = list(files.kinds())
+MODEL = "consumer-2026-11"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_sound_file_is_accepted_and_works(name: str) -> None:
+    files.sound(name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_odd_one_is_refused_clearly_or_works(name: str) -> None:
+    seed = int.from_bytes(os.urandom(4))
+    found = files.fuzz(name, seed, 12)
+    assert found.unexpected == [], f"seed {seed}"
+
+
+# --- What the long run found ---
+
+
+@pytest.mark.parametrize("odd", ["at: 2026-13-45", f"at: {'1' * 5000}", "[" * 1200, "a: !unknown 1", "? [1]\n: 2"])
+@pytest.mark.parametrize("name", KINDS[:7])
+def test_what_yaml_cannot_hold_is_a_clear_refusal_everywhere(name: str, odd: str) -> None:
+    _, _, read = files.kinds()[name]
+    with pytest.raises(Refused):
+        read(odd.encode())
+
+
+def test_a_setting_without_a_name_is_refused() -> None:
+    with pytest.raises(Refused, match="is no name of a setting"):
+        files.settings_file(b"intake:\n  null: 1\n")
+
+
+def test_an_example_that_its_rule_cannot_read_is_refused_when_it_is_published() -> None:
+    text, _, read = files.kinds()["policy rules"]
+    right = "{registry.is_active: true}"
+    assert right in text
+    with pytest.raises(Refused, match="cannot be"):
+        read(text.replace(right, "{registry.is_active: []}").encode())
+
+
+def changed(change: Callable[[Any], None]) -> bytes:
+    text = (resources.files("services.scoring") / "artefacts" / f"{MODEL}.json").read_text(encoding="utf-8")
+    whole = json.loads(text)
+    change(whole)
+    return json.dumps(whole).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: model.pop("terms"), "terms: Field required"),
+        (lambda model: model["terms"][0]["values"].pop(), "values, not"),
+        (lambda model: model["terms"][0]["edges"].reverse(), "edges must grow"),
+        (lambda model: model["terms"][0].update(missing=float("nan")), "finite"),
+        (lambda model: model["terms"].append(model["terms"][0]), "counts twice"),
+        (lambda model: model["bands"].update(E=0.9), "bands must grow"),
+        (lambda model: model["bands"].pop("A") and model["bands"].update(B=0.5), "bands must grow"),
+        (lambda model: model.update(intercept="0"), "intercept: Input should be a valid number"),
+        (lambda model: model.update(model="other"), "says that it is 'other'"),
+        (lambda model: model.update(extra=1), "extra"),
+        (lambda model: model["required_sources"].clear(), "required_sources"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_with_file_place_and_rule(change: Any, said: str) -> None:
+    with pytest.raises(ModelError) as error:
+        parse_model(MODEL, changed(change), "")
+    assert str(error.value).startswith(f"{MODEL}.json: ")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff", b"1", b"null", b"1" * 5000])
+def test_what_is_no_model_at_all_is_refused(content: bytes) -> None:
+    with pytest.raises(ModelError, match=f"{MODEL}.json"):
+        parse_model(MODEL, content, "")
