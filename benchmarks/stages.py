@@ -28,6 +28,7 @@ from benchmarks.machine import child
 from lab.population import Kind, Population
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.identity import age_on
+from loanmesh.runtime.keys import new_ring, write_ring
 from loanmesh.runtime.server import Service
 from loanmesh.runtime.validation import violations
 from services.bureau.main import build as build_bureau
@@ -151,10 +152,12 @@ async def _bureau(bench: Bench) -> AsyncIterator[Service]:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         command = ("-m", "lab.sandbox", "--port", "0", "--state", folder, "--seed", str(bench.seed))
         _, ready = await stack.enter_async_context(child(*command, cores=bench.cores.outside))
+        write_ring(keys := Path(folder) / "keys.json", new_ring(bench.clock.now()), new=True)
         service = await build_bureau(
             BureauSettings.model_validate(
                 {
                     "database_url": f"sqlite:///{Path(folder) / 'bureau.db'}",
+                    "privacy": {"keys_file": str(keys)},
                     "sources_url": f"http://{json.loads(ready)['address']}",
                     # A query that is late would make a profile cheaper.
                     "gather": {"budget_s": 30.0, "timeout_s": 30.0},

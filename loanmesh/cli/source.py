@@ -15,8 +15,12 @@ from loanmesh.cli.trace import State, default_state
 
 USAGE, UNREACHABLE = 2, 3
 CALL_S = 3.0
+USUAL: dict[str, object] = {
+    "dead": False, "hang": False, "garbage": False, "error_rate": 0.0, "latency_ms": 5.0, "jitter_ms": 2.0,
+    "quota_per_s": 0.0,
+}  # fmt: skip
 TROUBLES: dict[str, dict[str, object]] = {
-    "well": {"dead": False, "hang": False, "garbage": False, "error_rate": 0.0, "latency_ms": 0, "quota_per_s": 0},
+    "well": USUAL,
     "dead": {"dead": True},
     "hanging": {"hang": True},
     "failing": {"error_rate": 1.0},
@@ -57,7 +61,7 @@ def source(
         print(json.dumps(faults))
         return
     for one, fault in sorted(faults.items()):
-        wrong = ", ".join(f"{key} {value}" for key, value in fault.items() if value)
+        wrong = ", ".join(f"{key} {value}" for key, value in fault.items() if value != USUAL.get(key, value))
         console.print(f"{one:16} {f'[red]{wrong}[/]' if wrong else '[green]well[/]'}")
     if name:
         console.print("next: `loanmesh deps` shows its breaker, `loanmesh why-failed` who waits for it")

@@ -29,7 +29,7 @@ class Journal:
         # one SQLite connection, of which one closes it, end the process.
         self._thread = ThreadPoolExecutor(1, "loanmesh-journal")
         try:
-            # Whose applications were sent is nobody's business: the file, and SQLite's beside it, is its owner's alone.
+            # Whose applications were sent is nobody's business: the file is its owner's, as those beside it are.
             path.touch(mode=0o600, exist_ok=True)
             self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA journal_mode=WAL")

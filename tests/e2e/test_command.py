@@ -51,7 +51,7 @@ def up(tmp_path: Path) -> Iterator[dict[str, Any]]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
     ready = json.loads(process.stdout.readline())
-    yield {**ready, "base": base, "address": ready["parts"]["intake"]["address"]}
+    yield {**ready, "base": base, "state": state, "address": ready["parts"]["intake"]["address"]}
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said

@@ -67,6 +67,25 @@ def test_an_sre_sees_and_pauses_and_gives_back(up: dict[str, Any], tmp_path: Pat
     assert "dependencies/court" in unknown.stdout + unknown.stderr
 
 
+def test_a_source_is_broken_and_paused_everywhere_without_naming_a_process(up: dict[str, Any]) -> None:  # noqa: F811
+    state = {"LOANMESH_STATE": up["state"], "LOANMESH_ACTOR": "li.na", "COLUMNS": "200"}
+    broken = run("source", "court", "dead", "--json", **state)
+    assert json.loads(broken.stdout)["court"]["dead"] is True, broken.stderr
+    assert "dead True" in run("source", **state).stdout
+    assert json.loads(run("source", "court", "well", "--json", **state).stdout)["court"]["dead"] is False
+    assert run("source", "court", "sideways", **state).returncode == 2
+    assert run("source", "moon", "dead", **state).returncode == 2
+
+    paused = run("override", "court", "open", **state)
+    assert paused.returncode == 0, paused.stderr
+    assert up["parts"]["bureau"]["address"] in paused.stdout
+    assert up["parts"]["scoring"]["address"] not in paused.stdout, "it knows no court"
+    assert "loanmesh override court auto" in paused.stdout
+    assert run("override", "moon", "open", **state).returncode == 4
+    told = [json.loads(line) for line in run("status", "--json", **state).stdout.splitlines()]
+    assert {one["service"] for one in told} == set(PARTS)
+
+
 def test_a_process_that_is_away_is_said_plainly() -> None:
     gone = run("status", "--address", f"127.0.0.1:{free_base()}")
     assert gone.returncode == 3
