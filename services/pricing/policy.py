@@ -56,6 +56,10 @@ class Waiver(_Strict):
     amount_up_to_fen: int | None = None
 
 
+_POSSIBLE = {"amount_fen": (1, 10**13), "term_months": (1, 360), "apr_ppm": (0, 10**6)}
+"""What a schedule can be made of: some money, a month to thirty years, a rate that is none or more."""
+
+
 class Product(_Strict):
     """One product. Money in fen, rates in ppm a year, `pd_max` over `horizon_months`."""
 
@@ -75,6 +79,14 @@ class Product(_Strict):
     sources: tuple[str, ...]
     may_do_without: dict[str, Waiver] = {}
     offer_days: int
+
+    @model_validator(mode="after")
+    def _possible(self) -> Product:
+        for name, (least, most) in _POSSIBLE.items():
+            found: Range = getattr(self, name)
+            if not least <= found.min <= found.max <= most:
+                raise ValueError(f"{name} must lie within {least} and {most}")
+        return self
 
     @property
     def apr_max_ppm(self) -> int:

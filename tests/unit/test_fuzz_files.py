@@ -54,6 +54,21 @@ def test_an_example_that_its_rule_cannot_read_is_refused_when_it_is_published() 
         read(text.replace(right, "{registry.is_active: []}").encode())
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("amount_fen: {min: 100000, max: 20000000}", "amount_fen: {min: -1, max: 20000000}"),
+        ("term_months: {min: 3, max: 36}", "term_months: {min: 3, max: 361}"),
+        ("term_months: {min: 3, max: 36}", "term_months: {min: 0, max: 36}"),
+    ],
+)
+def test_a_product_for_which_no_schedule_can_be_made_is_refused(right: str, wrong: str) -> None:
+    text, _, read = files.kinds()["policy products"]
+    assert right in text
+    with pytest.raises(Refused, match="must lie within"):
+        read(text.replace(right, wrong).encode())
+
+
 def changed(change: Callable[[Any], None]) -> bytes:
     text = (resources.files("services.scoring") / "artefacts" / f"{MODEL}.json").read_text(encoding="utf-8")
     whole = json.loads(text)
