@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2
 from lending.bureau.v1 import bureau_service_pb2 as bureau
 from lending.bureau.v1.bureau_service_pb2_grpc import BureauServiceStub
+from lending.intake.v1 import erasure_service_pb2 as erasure
 from lending.intake.v1 import intake_service_pb2 as intake
 from lending.intake.v1 import parking_service_pb2 as parking
 from lending.intake.v1.intake_service_pb2_grpc import IntakeServiceStub
@@ -99,8 +100,8 @@ def methods() -> list[Method]:
     }
     # Ops is served by all; bureau has the dependencies.
     served_by = (
-        ("intake", intake), ("intake", parking), ("bureau", bureau), ("scoring", scoring), ("pricing", pricing),
-        ("bureau", ops),
+        ("intake", intake), ("intake", parking), ("intake", erasure), ("bureau", bureau), ("scoring", scoring),
+        ("pricing", pricing), ("bureau", ops),
     )  # fmt: skip
     return [
         Method(
@@ -160,6 +161,16 @@ async def examples(replicas: Mapping[str, Replica], now: dt.datetime) -> dict[ty
                 intake.ListApplicationsRequest(parent=LENDER, page_size=5, order_by="create_time"),
             ],
             parking.ListParkedApplicationsRequest: [parking.ListParkedApplicationsRequest(page_size=5, cause="x")],
+            erasure.EraseSubjectRequest: [
+                erasure.EraseSubjectRequest(
+                    parent=LENDER, identity=submit.application.parties[0].identity, actor="sre", validate_only=True
+                )
+                for submit in submits[:3]
+            ],
+            bureau.EraseSubjectRequest: [
+                bureau.EraseSubjectRequest(lender=LENDER, identity=submit.application.parties[0].identity)
+                for submit in submits[:3]
+            ],
             scoring.ListModelsRequest: [scoring.ListModelsRequest()],
             ops.GetStatusRequest: [ops.GetStatusRequest()],
             ops.ListDependenciesRequest: [ops.ListDependenciesRequest()],

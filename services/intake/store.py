@@ -16,12 +16,12 @@ import structlog
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.database import Database, Row, Script, Statement
-from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, RequestIdConflict
+from loanmesh.runtime.errors import DependencyDown, InvalidRequest, NotFound, RequestIdConflict, WrongState
 from loanmesh.runtime.redaction import mask
 from loanmesh.runtime.sealed import Unsealable
 from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored, chain, erased
 from services.intake.held import AGED_SHARE
-from services.intake.ports import Awaiting, Decided, Deferred, Parked, Result
+from services.intake.ports import Awaiting, Broken, Decided, Deferred, Parked, Result
 from services.intake.privacy import PARTS, Cover, Privacy, name_of, part_of
 
 _INSERT = """
@@ -118,6 +118,8 @@ _OVER = (State.WITHDRAWN.value, State.EXPIRED.value)
 _WAITS_FOR_NOTHING: dict[str, object] = {"missing": "[]", "waiting_for": "[]"}
 INLINE_MAX = 200
 """Rows that may be read while the loop waits: a fraction of a millisecond."""
+UNREADABLE_DUE_S = 86_400.0
+"""By when somebody should have looked at an application that cannot be read, seconds."""
 PARKED_ROWS = 500
 """Parked applications that are read at once."""
 PARAMETERS_MAX = 5000
@@ -205,19 +207,35 @@ class Store:
                 rows += yield Statement(_CLAIM_OLDEST, [(self._owner, self._lease_s, by_age)])
             return rows
 
-        claims = [claim for row in await self._database.run(script) if (claim := self._claimed(row))]
+        claims: list[Claim] = []
+        broken: list[Parked] = []
+        for row in await self._database.run(script):
+            claimed = self._claimed(row)
+            if isinstance(claimed, Claim):
+                claims.append(claimed)
+            elif claimed:
+                broken.append(claimed)
+        if broken:
+            await self.settle(broken)
         return sorted(claims, key=lambda claim: (claim.priority, claim.not_before))
 
-    def _claimed(self, row: Row) -> Claim | None:
-        """A claimed row as the pipeline takes it. None, and reported, where it cannot be read now: its lease ends by
-        itself, and it must not hold up the others."""
+    def _claimed(self, row: Row) -> Claim | Parked | None:
+        """A claimed row as the pipeline takes it; it must not hold up the others where it cannot be read.
+
+        Parked where it never can be. None while a key is not here: the lease ends by itself, and it is tried again.
+        """
         application_id, lender, key_id, wrapped = row[0], row[1], row[16], row[17]
         try:
             cover = self._privacy.stored(lender, application_id, key_id, wrapped)
             payload = cover.unseal(row[7], "payload")
-        except (DependencyDown, Unsealable) as error:
+        except DependencyDown as error:
             log.error("application_unreadable", application=application_id, error=str(error))
             return None
+        except Unsealable as error:
+            log.error("application_unreadable", application=application_id, error=str(error))
+            at = self._clock.now().timestamp()
+            claim = Claim(*(*row[:7], b"", *row[8:16]))
+            return Parked(claim, "open", Broken("unsealable", "Unsealable"), at + UNREADABLE_DUE_S, at)
         return Claim(*(*row[:7], payload, *row[8:16], cover))
 
     async def renew(self, claims: Sequence[Claim]) -> set[str]:
@@ -466,7 +484,7 @@ class Store:
         return await self._database.run(script)
 
     async def get(self, lender: str, application_id: str) -> Snapshot:
-        """One application. Raises NotFound."""
+        """One application. Raises NotFound, WrongState where it can no longer be read."""
         rows = await self._database.read(_SNAPSHOT + "WHERE a.id = ? AND a.lender = ?", (application_id, lender))
         if not rows:
             raise unknown(lender, application_id)
@@ -517,13 +535,22 @@ class Store:
         way = "DESC" if down else "ASC"
         sql = f"{_SNAPSHOT} WHERE {' AND '.join(conditions)} ORDER BY a.created_at {way}, a.id {way} LIMIT ?"
         rows = await self._database.scan(sql, (*params, page_size + 1))
-        page = [self._snapshot(row) for row in rows[:page_size]]
-        token = _make_token(page[-1].created_at, page[-1].id, tag) if len(rows) > page_size else ""
+        shown = rows[:page_size]
+        token = _make_token(shown[-1][11], shown[-1][0], tag) if len(rows) > page_size else ""
+        page = []
+        for row in shown:
+            try:
+                page.append(self._snapshot(row))
+            except WrongState as error:  # One that cannot be read must not hide the others.
+                log.error("application_unreadable", application=row[0], error=str(error))
         return page, token
 
     async def events(self, lender: str, application_id: str) -> list[Happening]:
         """The whole history, oldest first. Raises NotFound."""
-        await self.get(lender, application_id)
+        if not await self._database.read(
+            "SELECT 1 FROM application WHERE id = ? AND lender = ?", (application_id, lender)
+        ):
+            raise unknown(lender, application_id)
         rows = await self._database.read(_EVENTS, (application_id, 0, 100_000))
         return [Happening(r[0], r[1], r[2], r[3], json.loads(r[4]), r[5]) for r in rows]
 
@@ -556,6 +583,12 @@ class Store:
         return [(row[0], row[1], row[2], row[3]) for row in await self._database.scan(_BACKLOG)]
 
     def _snapshot(self, row: Row) -> Snapshot:
+        try:
+            return self._unsealed(row)
+        except Unsealable as error:
+            raise WrongState(f"{row[1]}/applications/{row[0]} cannot be read: {error}") from error
+
+    def _unsealed(self, row: Row) -> Snapshot:
         cover = self._privacy.stored(row[1], row[0], row[16], row[17])
         # An erased decision is an empty row, which keeps it the only one of its assessment.
         decision = cover.unseal(row[13], part_of(row[8], "decision")) if row[13] else None

@@ -11,7 +11,7 @@ import pytest
 
 from loanmesh.runtime.clock import FakeClock, SystemClock
 from loanmesh.runtime.database import Database, Script, Statement, open_database
-from loanmesh.runtime.errors import DependencyDown, NotFound, RequestIdConflict
+from loanmesh.runtime.errors import DependencyDown, NotFound, RequestIdConflict, WrongState
 from loanmesh.runtime.migrations import downgrade, upgrade
 from services.intake.application import Claim, New, State, Stored, chain
 from services.intake.ports import Awaiting, Decided, Deferred
@@ -328,3 +328,23 @@ def set_back(application_id: str, seconds: float) -> Callable[[], Script[None]]:
         )
 
     return script
+
+
+async def test_one_that_can_no_longer_be_read_is_parked_and_hides_no_other(database: Database) -> None:
+    store = a_store(database, lease_s=-1.0)
+    await accepted(store, 1, 2)
+
+    def swap() -> Script[None]:
+        yield Statement("UPDATE application SET payload = (SELECT payload FROM application WHERE id = ?) WHERE id = ?",
+                        [("id-2", "id-1")])  # fmt: skip
+
+    await database.run(swap)
+    assert [claim.id for claim in await store.claim(10)] == ["id-2"]
+    parked, _ = await store.parked(10, "", "unsealable")
+    assert [(one.id, one.details["stage"]) for one in parked] == [("id-1", "open")]
+    assert [claim.id for claim in await store.claim(10)] == ["id-2"], "nobody tries it again"
+    assert [event.kind for event in await store.events(LENDER, "id-1")] == ["accepted", "parked"]
+    page, _ = await store.page(LENDER, 10, "", "", "")
+    assert [one.id for one in page] == ["id-2"]
+    with pytest.raises(WrongState, match="id-1 cannot be read"):
+        await store.get(LENDER, "id-1")
