@@ -15,10 +15,16 @@ DEFAULT_CLIENT = "local"
 SENT_HEADER = "loanmesh-sent-ms"
 """Metadata: `SENDER:MS`, when the caller sent the call in milliseconds by a clock of its own that never jumps, and a
 name for that clock. Absent: the queue before our door is unknown."""
+INTERACTIVE = 1
 QUEUE_SHARES = {1: 1.0, 2: 0.5}
 """Share of the longest queue delay at which a class is turned away, by priority: interactive, partner; others at a
 quarter. What can wait goes first."""
 OTHERS_SHARE = 0.25
+URGENT_SHARES = {1: 1.0, 2: 0.15}
+URGENT_OTHERS_SHARE = 0.08
+"""The same while interactive submits come in, for whom every call before the door is one more to wait for."""
+URGENT_WITHIN_S = 1.0
+"""How long after an interactive submit that holds."""
 
 
 class Admission:
@@ -32,6 +38,7 @@ class Admission:
         self._arrivals = arrivals
         self._quota = quota
         self._clock = clock
+        self._urgent_at = float("-inf")
 
     def arrived(self, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, float]:
         """Who calls, and for how long the call queued before we saw it, seconds. What is proven about the caller goes
@@ -47,9 +54,16 @@ class Admission:
 
         queued_s  how long requests queue, before the door or behind it.
         """
-        if queued_s > self._queue_s_max * QUEUE_SHARES.get(priority, OTHERS_SHARE):
+        now = self._clock.monotonic()
+        if priority == INTERACTIVE:
+            self._urgent_at = now
+        if now < self._urgent_at + URGENT_WITHIN_S:
+            share = URGENT_SHARES.get(priority, URGENT_OTHERS_SHARE)
+        else:
+            share = QUEUE_SHARES.get(priority, OTHERS_SHARE)
+        if queued_s > self._queue_s_max * share:
             raise Overloaded(f"storing is {queued_s:.1f} s behind; nothing was stored", retry_s=max(0.2, queued_s))
-        if retry_s := self._quota.take(client, count, self._clock.monotonic()):
+        if retry_s := self._quota.take(client, count, now):
             most = self._quota.allowance(client)
             raise OverQuota(
                 f"client {client!r} submits more than its quota of {most.a_second:g} applications a second,"

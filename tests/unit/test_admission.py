@@ -38,6 +38,20 @@ def test_what_can_wait_is_turned_away_first(queued_s: float, let_in: set[int]) -
             assert refused.value.retry_s >= 0.2
 
 
+def test_while_somebody_waits_in_front_of_a_screen_what_can_wait_queues_for_less() -> None:
+    clock = FakeClock()
+    door = a_door(clock=clock)
+    door.admit("app", BULK, 1, 0.2)
+    door.admit("app", INTERACTIVE, 1, 0.2)
+    clock.advance(0.9)
+    for priority in (PARTNER, BULK):
+        with pytest.raises(Overloaded):
+            door.admit("app", priority, 1, 0.2)
+    door.admit("app", INTERACTIVE, 1, 0.9)
+    clock.advance(1.1)
+    door.admit("app", BULK, 1, 0.2)
+
+
 def test_a_caller_over_its_quota_is_told_when_to_come_back_and_nobody_else() -> None:
     door = a_door(Quota(2.0, 1))
     door.admit("greedy", INTERACTIVE, 1, 0.0)
