@@ -10,8 +10,8 @@ from lab.kube.overlay import Overlay, Problem, Workload
 
 BY_HAND = "loanmesh.dev/secrets-by-hand"
 """Annotation of the Namespace: Secrets that somebody makes outside the overlay, with commas."""
-OURS = ("POD_NAME", "NODE_NAME", "LOANMESH_", "OTEL_")
-"""Other variables that a service of ours knows."""
+OURS = ("POD_NAME", "NODE_NAME", "LOANMESH_", "OTEL_", "PGSSLMODE", "PGSSLROOTCERT")
+"""Other variables that a service of ours knows, or the driver of its database."""
 
 
 def check(overlay: Overlay) -> Iterator[Problem]:
@@ -60,7 +60,7 @@ def _files(workload: Workload) -> Iterator[Problem]:
     mounts = [str(mount["mountPath"]).rstrip("/") + "/" for mount in workload.main.get("volumeMounts") or ()]
     for name, entry in workload.env.items():
         value = str(entry.get("value", ""))
-        if name.endswith("_FILE") and value and not any(value.startswith(mount) for mount in mounts):
+        if name.endswith(("_FILE", "ROOTCERT")) and value and not any(value.startswith(mount) for mount in mounts):
             yield workload.wrong(f"env {name}", f"is {value}, which is in no volume of the container")
     known = {str(volume["name"]) for volume in workload.pod.get("volumes") or ()}
     for mount in workload.main.get("volumeMounts") or ():
@@ -85,7 +85,7 @@ def _secrets(overlay: Overlay) -> Iterator[str]:
     """Names of the Secrets that will be there."""
     yield from (found.name for found in overlay.of("Secret"))
     yield from (str(found.spec.get("secretName")) for found in overlay.of("Certificate"))
-    yield from (f"{found.name}-app" for found in overlay.of("Cluster"))
+    yield from (f"{found.name}-{what}" for found in overlay.of("Cluster") for what in ("app", "ca"))
     for namespace in overlay.of("Namespace"):
         yield from (name.strip() for name in namespace.annotations.get(BY_HAND, "").split(","))
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from lab.kube import agreement, completeness, connections, drain, network, pod_security, schema
+from lab.kube import agreement, completeness, connections, drain, network, pod_security, schema, trust
 from lab.kube.overlay import OVERLAYS, CannotBuild, Overlay, Problem, build
 
 RULES: tuple[Callable[[Overlay], Iterable[Problem]], ...] = (
@@ -25,6 +25,7 @@ RULES: tuple[Callable[[Overlay], Iterable[Problem]], ...] = (
     agreement.check,
     network.check,
     connections.check,
+    trust.check,
 )
 
 

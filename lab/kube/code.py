@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from loanmesh.runtime.database import PostgresDatabase
+from loanmesh.runtime import authorisation
+from loanmesh.runtime.database import ACQUIRE_S, COMMAND_S, PostgresDatabase
 from loanmesh.runtime.knobs import Knob, knobs
 from loanmesh.runtime.settings import ServiceSettings, prefix_of
 from services.bureau.settings import BureauSettings
@@ -29,6 +30,8 @@ CALLS_S_MAX = max(mesh.DEADLINES_S.values())
 """The longest call between services, seconds."""
 BATCH_S_MAX = sum(mesh.DEADLINES_S[call] for call in ("GatherProfiles", "ScoreProfiles", "PriceApplications"))
 """How long a batch that has begun may take through all stages, seconds."""
+COMMIT_S_MAX = ACQUIRE_S + COMMAND_S
+"""How long its commit may then take where the database is slow: to get a connection, and a statement. Seconds."""
 POOL_MAX: int = inspect.signature(PostgresDatabase.connect).parameters["connections"].default
 """Connections to PostgreSQL that one replica may open."""
 PROBED = ("readiness", "liveness")
@@ -62,3 +65,16 @@ def refused(service: str, name: str, value: str) -> str:
         if any(tuple(str(part) for part in found["loc"]) == knob.path for found in error.errors()):
             return knob.allowed or "another value"
     return ""
+
+
+BadTable = authorisation.BadTable
+
+
+def lenders_of(text: str, file: str) -> Mapping[str, Sequence[str]]:
+    """For which lenders callers may act, by an access table in place of the shipped one. Raises BadTable."""
+    return authorisation.table_of(text, file).lenders
+
+
+def lets(pattern: str, path: str) -> bool:
+    """Whether a line of the table is about a caller."""
+    return authorisation.matches(pattern, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lab.kube.code import BATCH_S_MAX, CALLS_S_MAX, default_of, refused
+from lab.kube.code import BATCH_S_MAX, CALLS_S_MAX, COMMIT_S_MAX, default_of, refused
 from lab.kube.overlay import Overlay, Problem, Workload
 
 CLOSE_S = 5
@@ -14,14 +14,14 @@ ENDPOINTS_S_MIN = 5
 
 
 def check(overlay: Overlay) -> Iterator[Problem]:
-    """preStop, leaving, the batches under way, the calls under way and the close, one after the other."""
+    """preStop, leaving, the batches under way and their commit, the calls under way and the close: one by one."""
     for workload in overlay.services():
         pre_stop_s = float(
             (((workload.main.get("lifecycle") or {}).get("preStop") or {}).get("sleep") or {}).get("seconds", 0)
         )
         leave_s = _seconds(workload, "LEAVE_S")
         drain_s = _seconds(workload, "DRAIN_S")
-        batch_s = BATCH_S_MAX if workload.service == "intake" and _decides(workload) else 0.0
+        batch_s, commit_s = (BATCH_S_MAX, COMMIT_S_MAX) if _decides(workload) else (0.0, 0.0)
         grace_s = float(workload.pod.get("terminationGracePeriodSeconds", 30))
         if pre_stop_s <= 0:
             yield workload.wrong("containers[0].lifecycle.preStop.sleep.seconds", "must be set: endpoints lag behind")
@@ -35,12 +35,12 @@ def check(overlay: Overlay) -> Iterator[Problem]:
                 f"env {_name(workload, 'DRAIN_S')}",
                 f"is {drain_s:g} s; must be above the longest call, {CALLS_S_MAX:g} s",
             )
-        needed_s = pre_stop_s + leave_s + batch_s + drain_s + CLOSE_S
+        needed_s = pre_stop_s + leave_s + batch_s + commit_s + drain_s + CLOSE_S
         if grace_s < needed_s:
             yield workload.wrong(
                 "terminationGracePeriodSeconds",
                 f"is {grace_s:g}; must be at least preStop {pre_stop_s:g} + leave {leave_s:g} + batches {batch_s:g} + "
-                f"drain {drain_s:g} + close {CLOSE_S} = {needed_s:g} s",
+                f"commit {commit_s:g} + drain {drain_s:g} + close {CLOSE_S} = {needed_s:g} s",
             )
 
 
@@ -56,4 +56,5 @@ def _seconds(workload: Workload, setting: str) -> float:
 
 
 def _decides(workload: Workload) -> bool:
-    return workload.value("INTAKE_WORK__DECIDES").lower() not in ("false", "0", "no", "off")
+    says = workload.value("INTAKE_WORK__DECIDES").lower()
+    return workload.service == "intake" and says not in ("false", "0", "no", "off")

@@ -14,9 +14,15 @@ _NAMED = re.compile(r"(?:dns:///|https?://)?([a-z0-9-]+)(?:\.([a-z0-9-]+)(?:\.sv
 CLUSTER_LABEL = "cnpg.io/cluster"
 """What CloudNativePG labels the pods of a cluster with."""
 
+CLUSTER_DNS = "kube-dns"
+"""The label k8s-app of CoreDNS and of whatever else answers for the cluster."""
+NODE_LOCAL_DNS = "169.254.20.10/32"
+"""Where NodeLocal DNSCache answers: on the network of each node, so that no selector finds it."""
+
 
 def check(overlay: Overlay) -> Iterator[Problem]:
-    """Services, policies, and every address in a setting."""
+    """Services, policies, names, and every address in a setting."""
+    yield from _names(overlay)
     for service in overlay.of("Service"):
         yield from _service(overlay, service)
     for policy in overlay.of("NetworkPolicy"):
@@ -26,6 +32,33 @@ def check(overlay: Overlay) -> Iterator[Problem]:
         yield from _database(overlay, workload)
     for scaled in overlay.of("ScaledObject"):
         yield from _scaler(overlay, scaled)
+
+
+def _names(overlay: Overlay) -> Iterator[Problem]:
+    """Everybody may ask for names, whoever answers in this cluster."""
+    open_ = [
+        (_who(peer), port.get("protocol", "TCP"))
+        for policy in overlay.of("NetworkPolicy")
+        if policy.spec.get("podSelector") == {}
+        for rule in policy.spec.get("egress") or ()
+        for peer in rule.get("to") or ()
+        for port in rule.get("ports") or ()
+        if port.get("port") == 53
+    ]
+    for whom in (CLUSTER_DNS, NODE_LOCAL_DNS):
+        for protocol in ("UDP", "TCP"):
+            if (whom, protocol) not in open_:
+                yield Problem(
+                    "overlay", "NetworkPolicy", f"none lets all pods ask {whom} for names, {protocol} port 53"
+                )
+
+
+def _who(peer: Mapping[str, Any]) -> str:
+    return str(
+        peer["ipBlock"]["cidr"]
+        if "ipBlock" in peer
+        else ((peer.get("podSelector") or {}).get("matchLabels") or {}).get("k8s-app", "")
+    )
 
 
 def _service(overlay: Overlay, service: Object) -> Iterator[Problem]:

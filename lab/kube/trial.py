@@ -12,7 +12,8 @@ from lab.kube.cluster import Data, Refused
 from lab.kube.overlay import Overlay, Workload
 from loanmesh.runtime.keys import new_ring, write_ring
 
-FILES = ("ca.crt", "tls.crt", "tls.key")
+CA = "ca.crt"
+FILES = (CA, "tls.crt", "tls.key")
 SUFFIX = "-tls"
 KEYS = "-keys"
 KEYS_FILE = "keys.json"
@@ -28,7 +29,7 @@ def missing(overlay: Overlay, left_out: Sequence[str]) -> dict[str, set[str]]:
     if "Certificate" not in left_out:
         made |= {str(found.spec["secretName"]) for found in overlay.of("Certificate")}
     if "Cluster" not in left_out:
-        made |= {f"{found.name}-app" for found in overlay.of("Cluster")}
+        made |= {f"{found.name}-{what}" for found in overlay.of("Cluster") for what in ("app", "ca")}
     wanted: dict[str, set[str]] = {}
     for workload in overlay.workloads:
         for name, key in _asked(workload):
@@ -44,8 +45,10 @@ def _asked(workload: Workload) -> Iterator[tuple[str, str]]:
             yield reference["name"], reference["key"]
     for volume in workload.pod.get("volumes") or ():
         if "secret" in volume:
-            for key in FILES if volume["secret"]["secretName"].endswith(SUFFIX) else (KEYS_FILE,):
-                yield volume["secret"]["secretName"], key
+            name = volume["secret"]["secretName"]
+            named = [str(item["key"]) for item in volume["secret"].get("items") or ()]
+            for key in named or (FILES if name.endswith(SUFFIX) else (KEYS_FILE,)):
+                yield name, key
 
 
 async def secrets(
@@ -54,7 +57,9 @@ async def secrets(
     """Secrets of those names: certificates of a CA that is made in `folder`, and words that open nothing."""
     made: list[Data] = []
     for name, keys in sorted(wanted.items()):
-        if keys & set(FILES):
+        if keys == {CA}:
+            values = {CA: await authority(folder)}
+        elif keys & set(FILES):
             values = await certificate(name.removesuffix(SUFFIX), overlay, folder)
         elif keys == {KEYS_FILE}:
             values = {KEYS_FILE: keys_of(name.removesuffix(KEYS), folder, now)}
@@ -71,10 +76,16 @@ def _word(key: str) -> str:
     return "postgresql://nobody:trial@database.invalid/none" if key in ("uri", "url") else "for-trials-only"
 
 
+async def authority(folder: Path) -> str:
+    """The CA in `folder`, made where there is none."""
+    if not (folder / CA).exists():
+        await certs("init", "--dir", str(folder))
+    return (folder / CA).read_text(encoding="ascii")
+
+
 async def certificate(service: str, overlay: Overlay, folder: Path) -> dict[str, str]:
     """Issued to the service in `folder`, for all the Services in front of the Deployments that run it; by file."""
-    if not (folder / "ca.crt").exists():
-        await certs("init", "--dir", str(folder))
+    await authority(folder)
     names = sorted({workload.name for workload in overlay.services() if workload.service == service} | {service})
     dns = [word for name in names for word in ("--dns", name)]
     await certs("issue", "service", service, "--dir", str(folder), *dns)

@@ -102,16 +102,23 @@ def matches(pattern: str, path: str) -> bool:
 
 def load_table(setting: str, file: str) -> Table:
     """The shipped table, with whole sections of `file` instead of its own. Raises WrongSetting."""
-    shipped = _sections((resources.files("loanmesh.runtime") / "access.yaml").read_text(encoding="utf-8"), SHIPPED)
     if not file:
-        return _table(shipped, SHIPPED)
+        return _table(_shipped(), SHIPPED)
     try:
-        own = _sections(Path(file).read_text(encoding="utf-8"), file)
-        return _table({**shipped, **own}, file)
+        return table_of(Path(file).read_text(encoding="utf-8"), file)
     except OSError as error:
         raise WrongSetting(setting, f"{file}: {error.strerror}", "a YAML file") from error
     except (BadTable, UnicodeDecodeError) as error:
         raise WrongSetting(setting, str(error), f"sections {', '.join(SECTIONS)}, as in {SHIPPED}") from error
+
+
+def table_of(text: str, file: str) -> Table:
+    """The shipped table, with whole sections of the text of `file` instead of its own. Raises BadTable."""
+    return _table({**_shipped(), **_sections(text, file)}, file)
+
+
+def _shipped() -> dict[str, dict[str, list[str]]]:
+    return _sections((resources.files("loanmesh.runtime") / "access.yaml").read_text(encoding="utf-8"), SHIPPED)
 
 
 def _sections(text: str, file: str) -> dict[str, dict[str, list[str]]]:

@@ -292,6 +292,8 @@ _AT_ONCE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _RUNS_MAX = 5
 ACQUIRE_S = 10.0
 """How long a caller waits for a free connection, seconds."""
+COMMAND_S = 10.0
+"""How long a statement may take, seconds; COMMIT is one."""
 
 
 class PostgresDatabase:
@@ -305,7 +307,11 @@ class PostgresDatabase:
         """Open a pool. Raises DependencyDown when the server does not answer."""
         try:
             pool = await asyncpg.create_pool(
-                url, min_size=1, max_size=connections, command_timeout=10, server_settings={"synchronous_commit": "on"}
+                url,
+                min_size=1,
+                max_size=connections,
+                command_timeout=COMMAND_S,
+                server_settings={"synchronous_commit": "on"},
             )
         except _COME_AGAIN as error:
             raise DependencyDown(f"PostgreSQL does not answer: {type(error).__name__}") from error

@@ -1,4 +1,4 @@
-"""PostgreSQL over TLS, by the parameters of its URL: migrations and the service's own connections.
+"""PostgreSQL over TLS, by its URL or by the environment: migrations and the service's own connections.
 
 The PostgreSQL that the tests have speaks no TLS, so a front of our own speaks it for the server, as a proxy does.
 """
@@ -79,3 +79,25 @@ async def test_migrations_and_connections_speak_tls_and_verify_the_server(postgr
             await open_database(url(other.bundle))
         with pytest.raises(ssl.SSLCertVerificationError):
             await asyncio.to_thread(upgrade, url(other.bundle), "services.bureau")
+
+
+async def test_the_environment_asks_for_it_as_well_as_the_url(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a cluster, where the operator of the database writes the URL, and says nothing of TLS in it.
+    ours, other = (Authority(tmp_path / name, SystemClock().now) for name in ("ours", "other"))
+    for authority in (ours, other):
+        authority.create("loanmesh")
+    name = urlsplit(await new_database(postgres)).path
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+    async with in_front(postgres, ours.issue(Subject("service", "postgres"))) as port:
+        url = f"postgresql://postgres:@localhost:{port}{name}"
+        monkeypatch.setenv("PGSSLROOTCERT", str(ours.bundle))
+        await asyncio.to_thread(upgrade, url, "services.bureau")
+        database = await open_database(url)
+        await database.close()
+        monkeypatch.setenv("PGSSLROOTCERT", str(other.bundle))
+        with pytest.raises(DependencyDown):
+            await open_database(url)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncio.to_thread(upgrade, url, "services.bureau")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lending.intake.v1.intake_service_pb2 import SubmitApplicationRequest
 
-from lab.kube import check, rules
+from lab.kube import agreement, check, rules
 from lab.kube.overlay import OVERLAYS, CannotBuild, Object, Overlay, Problem, build, selects
+from loanmesh.runtime.authorisation import Authorisation, table_of
+from loanmesh.runtime.caller import Caller
+from loanmesh.runtime.errors import NotAllowed
 
 ROOT = OVERLAYS.parents[2]
 Change = Callable[["Draft"], object]
@@ -44,6 +49,10 @@ class Draft:
             found = {"name": variable, "value": ""}
             entries.append(found)
         return found
+
+    def table(self) -> Any:
+        """The ConfigMap with the table of clients, whose name ends with its hash."""
+        return next(one for one in self.objects if one["metadata"]["name"].startswith("intake-access-"))["data"]
 
     def problems(self) -> list[Problem]:
         return list(check.problems(Overlay([Object(data) for data in self.objects])))
@@ -105,7 +114,7 @@ LOCAL: list[tuple[str, str, Change]] = [
     ("Deployment bureau: spec.template.spec.containers[0].image: localhost/loanmesh:latest names no version", "image latest", lambda d: d.container("bureau").update(image="localhost/loanmesh:latest")),
     ("overlay: Job bureau-migrate: bureau keeps tables", "no migration", lambda d: d.drop("Job", "bureau-migrate")),
     # --- Drain
-    ("Deployment intake-worker: spec.template.spec.terminationGracePeriodSeconds: is 30; must be at least preStop 5 + leave 5 + batches 7 + drain 10 + close 5 = 32 s", "ends before its batches", lambda d: d.pod("intake-worker").update(terminationGracePeriodSeconds=30)),
+    ("Deployment intake-worker: spec.template.spec.terminationGracePeriodSeconds: is 30; must be at least preStop 5 + leave 5 + batches 7 + commit 20 + drain 10 + close 5 = 52 s", "ends before its batches", lambda d: d.pod("intake-worker").update(terminationGracePeriodSeconds=30)),
     ("Deployment bureau: spec.template.spec.containers[0].lifecycle.preStop.sleep.seconds: must be set", "no preStop", lambda d: d.container("bureau").pop("lifecycle")),
     ("Deployment bureau: spec.template.spec.env BUREAU_SERVER__DRAIN_S: is 2 s; must be above the longest call, 3 s", "drain below the deadline", lambda d: d.env("bureau", "BUREAU_SERVER__DRAIN_S").update(value="2")),
     ("Deployment bureau: spec.template.spec.env BUREAU_SERVER__LEAVE_S: preStop 1 + leave 0 is below 5 s", "leaves at once", lambda d: (d.env("bureau", "BUREAU_SERVER__LEAVE_S").update(value="0"), d.container("bureau")["lifecycle"]["preStop"]["sleep"].update(seconds=1))),
@@ -129,7 +138,11 @@ LOCAL: list[tuple[str, str, Change]] = [
     ("Deployment bureau: NetworkPolicy ingress: no policy lets in Deployment intake-worker, port 7402", "workers shut out", lambda d: d.get("NetworkPolicy", "bureau")["spec"]["ingress"][0]["from"].pop()),
     ("Deployment intake: NetworkPolicy egress: no policy lets it out to Deployment pricing, port 7404", "shut in", lambda d: d.get("NetworkPolicy", "intake")["spec"]["egress"].pop()),
     ("Deployment bureau: NetworkPolicy egress: no policy lets it out to StatefulSet postgres, port 5432", "no way to its database", lambda d: d.drop("NetworkPolicy", "to-postgres")),
+    ("overlay: NetworkPolicy: none lets all pods ask 169.254.20.10/32 for names, UDP port 53", "no names from the node's cache", lambda d: d.get("NetworkPolicy", "names")["spec"]["egress"][0]["to"].pop()),
+    ("overlay: NetworkPolicy: none lets all pods ask kube-dns for names, TCP port 53", "no names over TCP", lambda d: d.get("NetworkPolicy", "names")["spec"]["egress"][0]["ports"].pop()),
     ("NetworkPolicy pricing: spec.podSelector: selects no pods", "policy for nobody", lambda d: d.get("NetworkPolicy", "pricing")["spec"].update(podSelector={"matchLabels": {"app": "pricing"}})),
+    # --- Trust
+    ("Deployment intake: spec.template.spec.env INTAKE_ACCESS__TABLE_FILE: must name a table", "trials that do not say so", lambda d: d.get("Namespace", "loanmesh")["metadata"]["annotations"].pop("loanmesh.dev/for-trials")),
     # --- Connections
     ("StatefulSet postgres: spec.template.spec.containers[0].args max_connections: is 100; at most replicas:", "too few connections", lambda d: d.container("postgres", "StatefulSet").update(args=["-c", "max_connections=100"])),
     ("StatefulSet postgres: spec.template.spec.containers[0].args max_connections: is 300; at most replicas:", "too many replicas", lambda d: d.get("HorizontalPodAutoscaler", "intake-worker")["spec"].update(maxReplicas=60)),
@@ -148,6 +161,19 @@ PRODUCTION: list[tuple[str, str, Change]] = [
     ("DaemonSet otel-agent: spec.template.spec.automountServiceAccountToken: must be false", "token for nothing", lambda d: d.drop("RoleBinding", "otel-agent")),
     ("Issuer self: spec: schema of cert-manager.io/v1", "issuer that is none", lambda d: d.get("Issuer", "self").update(spec={})),
     ("Cluster intake-db: NetworkPolicy ingress: no policy lets in Deployment intake, port 5432", "database shut", lambda d: d.get("NetworkPolicy", "intake-db")["spec"]["ingress"].pop(0)),
+    # --- Trust
+    ("Deployment intake: spec.template.spec.env INTAKE_ACCESS__TABLE_FILE: must name a table of clients", "lets no client in", lambda d: d.container("intake")["env"].remove(d.env("intake", "INTAKE_ACCESS__TABLE_FILE"))),
+    ("Deployment intake-worker: spec.template.spec.env INTAKE_ACCESS__TABLE_FILE: must name a table of clients", "one half lets no client in", lambda d: d.container("intake-worker")["env"].remove(d.env("intake-worker", "INTAKE_ACCESS__TABLE_FILE"))),
+    ("Deployment intake: spec.template.spec.env INTAKE_ACCESS__TABLE_FILE: is /etc/loanmesh/access/clients.yaml, which is in no ConfigMap", "table that is not there", lambda d: d.env("intake", "INTAKE_ACCESS__TABLE_FILE").update(value="/etc/loanmesh/access/clients.yaml")),
+    ("Deployment intake: spec.template.spec.env INTAKE_ACCESS__TABLE_FILE: /etc/loanmesh/access/access.yaml: client/local lets in client/local", "the client of trials", lambda d: d.table().update({"access.yaml": "lenders: {client/local: [lenders/demo]}"})),
+    ("Deployment intake: spec.template.spec.env INTAKE_ACCESS__TABLE_FILE: /etc/loanmesh/access/access.yaml: client/local lets in client/local", "the shipped clients", lambda d: d.table().update({"access.yaml": "{}"})),
+    ("Deployment intake: spec.template.spec.env INTAKE_ACCESS__TABLE_FILE: /etc/loanmesh/access/access.yaml: client/* lets in client/local", "every client", lambda d: d.table().update({"access.yaml": "lenders: {client/*: [lenders/a]}"})),
+    ("Deployment intake: spec.template.spec.env INTAKE_ACCESS__TABLE_FILE: /etc/loanmesh/access/access.yaml lets no client act", "operators only", lambda d: d.table().update({"access.yaml": "lenders: {operator/*: [lenders/*]}"})),
+    ("Deployment intake: spec.template.spec.env INTAKE_ACCESS__TABLE_FILE: /etc/loanmesh/access/access.yaml: lenders.client/a: a: must be lenders/NAME", "table that is none", lambda d: d.table().update({"access.yaml": "lenders: {client/a: [a]}"})),
+    ("Deployment bureau: spec.template.spec.env PGSSLMODE: is 'require'; must be verify-full", "believes any database", lambda d: d.env("bureau", "PGSSLMODE").update(value="require")),
+    ("Job intake-migrate: spec.template.spec.env PGSSLMODE: is ''; must be verify-full", "migrates any database", lambda d: d.env("intake-migrate", "PGSSLMODE", "Job").update(value="")),
+    ("Deployment intake: spec.template.spec.env PGSSLROOTCERT: is '/var/run/loanmesh/database/ca.crt'; must be in a Secret that brings this file alone", "the CA's key in the pod", lambda d: next(v for v in d.pod("intake")["volumes"] if v["name"] == "database-ca")["secret"].pop("items")),
+    ("Deployment intake: spec.template.spec.env PGSSLROOTCERT: is /etc/ssl/ca.crt, which", "CA of no volume", lambda d: d.env("intake", "PGSSLROOTCERT").update(value="/etc/ssl/ca.crt")),
 ]  # fmt: skip
 
 
@@ -163,6 +189,35 @@ def test_a_planted_mistake_is_named(overlays: dict[str, Overlay], overlay: str, 
     change(draft)
     said = [str(problem) for problem in draft.problems()]
     assert any(line.startswith(message) for line in said), said
+
+
+@pytest.mark.parametrize("overlay", ["production", "promotion"])
+def test_in_production_a_client_acts_for_its_lenders_and_the_client_of_trials_for_none(
+    overlays: dict[str, Overlay], overlay: str
+) -> None:
+    door = Authorisation(table_of(Draft(overlays[overlay]).table()["access.yaml"], "access.yaml"), "loanmesh")
+    method = "lending.intake.v1.IntakeService/SubmitApplication"
+    asked = SubmitApplicationRequest(parent="lenders/example")
+    client = Caller("client/example", "certificate")
+    door.check_method(client, method)
+    door.check_lender(client, method, asked)
+    door.check_lender(Caller("operator/ann", "certificate"), "lending.intake.v1.IntakeService/GetApplication", asked)
+    for lender in ("lenders/example", "lenders/demo"):
+        with pytest.raises(NotAllowed, match="may not act for"):
+            door.check_lender(Caller("client/local", "certificate"), method, SubmitApplicationRequest(parent=lender))
+
+
+def test_where_sources_want_a_token_one_component_brings_it(tmp_path: Path) -> None:
+    production, component = OVERLAYS / "production", OVERLAYS.parent / "components" / "sources-token"
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [{os.path.relpath(production, tmp_path)}]\ncomponents: [{os.path.relpath(component, tmp_path)}]\n"
+    )
+    draft = Draft(build(tmp_path))
+    at = "Deployment bureau: spec.template.spec.volumes sources"
+    named = f"Secret bureau-sources is neither made here nor named in the Namespace's {agreement.BY_HAND}"
+    assert [str(problem) for problem in draft.problems()] == [f"{at}: {named}"]
+    draft.get("Namespace", "loanmesh")["metadata"]["annotations"][agreement.BY_HAND] += ", bureau-sources"
+    assert not draft.problems()
 
 
 def test_the_image_runs_as_whom_the_manifests_say(overlays: dict[str, Overlay]) -> None:
