@@ -35,8 +35,13 @@ CLOCK = SystemClock()
 SERVICES = ("intake", "bureau", "scoring", "pricing")
 RARE = {"loanmesh.estimate.quotient", "loanmesh.applications.parked"}
 """What a short healthy run has no occasion for: recorded here by the code that the services record it with."""
-SECURED = {"loanmesh.certificate.expiry": frozenset({"role"})}
-"""Emitted by a mesh with certificates only; `tests/integration` shows that it is."""
+SECURED = {
+    "loanmesh.certificate.expiry": Emitted("loanmesh.certificate.expiry", "gauge", "s", frozenset({"role"})),
+    "loanmesh.certificate.life_left": Emitted(
+        "loanmesh.certificate.life_left", "gauge", "{share}", frozenset({"role"})
+    ),
+}
+"""Emitted by a mesh with certificates only; `tests/e2e/test_secure_mesh.py` shows that they are."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Emitted]:
         found = asyncio.run(_of_a_run(tmp_path_factory.mktemp("mesh"), patch))
     assert not RARE & set(found), "these are not so rare any more: take them off the list"
     found |= {name: metric for name, metric in _of_the_code().items() if name in RARE}
-    return found | {name: Emitted(name, "gauge", "s", labels) for name, labels in SECURED.items()}
+    return found | SECURED
 
 
 async def _of_a_run(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Emitted]:

@@ -233,6 +233,8 @@ async def test_what_a_process_tells_of_its_door_reaches_a_collector_over_tls(tmp
             await until(lambda: wanted <= set(collected.all()))
         found = collected.all()
         assert found["loanmesh.certificate.expiry"].attributes == {"role"}
+        assert found["loanmesh.certificate.life_left"].attributes == {"role"}
+        assert found["loanmesh.certificate.life_left"].unit == "{share}"  # Prometheus adds no word for it.
         assert found["loanmesh.access.denials"].attributes == {"reason", "rpc.method"}
 
 
