@@ -95,26 +95,29 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
     end_with_supervisor(stopping.set)
     service = await build(settings, clock)
     door = certificates.door() if certificates else None
-    server = make_server(settings.server, clock, door, settings.telemetry.slow_call_s)
-    unregistered = cast(grpc.aio.Server, Unregistered(server))
-    for add, servicer in service.registrations:
-        add(servicer, unregistered)
-    heartbeat = Heartbeat(clock, telemetry.observe(service.vitals))
-    add_OpsServiceServicer_to_server(
-        ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat, telemetry.histogram(measures.SERVER_CALL)),
-        unregistered,
-    )
-    names = (*service.service_names, ops.SERVICE_NAME)
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, unregistered)
-    _add_reflection(unregistered, names)
+    slow_call_s = settings.telemetry.slow_call_s
+    servers = [make_server(settings.server, clock, door, slow_call_s)]
     credentials = certificates.credentials() if certificates else None
-    addresses = {"address": _listen(server, settings.server.listen, credentials, f"{prefix}SERVER__LISTEN")}
+    addresses = {"address": _listen(servers[0], settings.server.listen, credentials, f"{prefix}SERVER__LISTEN")}
     if certificates and settings.server.token_listen:
+        # A server of its own: what strangers do there takes no connection away from those with certificates.
+        servers.append(make_server(settings.server, clock, door, slow_call_s, by_token=True))
         credentials = certificates.credentials(client_certificates=False)
         knob = f"{prefix}SERVER__TOKEN_LISTEN"
-        addresses["tokens"] = _listen(server, settings.server.token_listen, credentials, knob)
-    await server.start()
+        addresses["tokens"] = _listen(servers[1], settings.server.token_listen, credentials, knob)
+    heartbeat = Heartbeat(clock, telemetry.observe(service.vitals))
+    calls = telemetry.histogram(measures.SERVER_CALL)
+    operations = ops.OpsServicer(name, owner, clock.now(), service.vitals, heartbeat, calls)
+    names = (*service.service_names, ops.SERVICE_NAME)
+    healthy = health.aio.HealthServicer()
+    for server in servers:
+        unregistered = cast(grpc.aio.Server, Unregistered(server))
+        for add, servicer in service.registrations:
+            add(servicer, unregistered)
+        add_OpsServiceServicer_to_server(operations, unregistered)
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, unregistered)
+        _add_reflection(unregistered, names)
+        await server.start()
     # What is there now stays: modules, contracts, policy. Looking through it again and again took 4 % of the CPU.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -141,7 +144,7 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
     await clock.sleep(settings.server.leave_s)
     if service.drain:
         await service.drain()
-    await server.stop(settings.server.drain_s)
+    await asyncio.gather(*(server.stop(settings.server.drain_s) for server in servers))
     if probed:
         await probed.stop(0)
     for task in pulse:
@@ -152,15 +155,21 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
 
 
 def make_server(
-    settings: ServerSettings, clock: Clock, door: Door | None = None, slow_call_s: float = SLOW_CALL_S
+    settings: ServerSettings,
+    clock: Clock,
+    door: Door | None = None,
+    slow_call_s: float = SLOW_CALL_S,
+    *,
+    by_token: bool = False,
 ) -> grpc.aio.Server:
     """A server with our interceptor and limits, not yet listening.
 
     door  decides who may call what; None: callers are who they say, and may call all.
     slow_call_s  from which duration on a call's span is kept, whether its trace is sampled or not.
+    by_token  callers have no certificates, so that metadata alone says who calls: strangers are refused on it.
     """
     return grpc.aio.server(
-        interceptors=[ServerInterceptor(clock, door, slow_call_s)],
+        interceptors=[ServerInterceptor(clock, door, slow_call_s, by_token=by_token)],
         options=server_options(settings.limits, settings.max_message_mib, settings.max_connection_age_s),
     )
 
@@ -224,9 +233,12 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     """Caller, deadline, validation, trace, metrics and errors around every call of our own services; one place, one
     span."""
 
-    def __init__(self, clock: Clock, door: Door | None = None, slow_call_s: float = SLOW_CALL_S) -> None:
+    def __init__(
+        self, clock: Clock, door: Door | None = None, slow_call_s: float = SLOW_CALL_S, *, by_token: bool = False
+    ) -> None:
         self._clock = clock
         self._door = door
+        self._by_token = by_token
         self._slow_call_s = slow_call_s
         self._tracer = trace.get_tracer("loanmesh")
         self._duration = telemetry.recorder(measures.SERVER_CALL)
@@ -238,6 +250,11 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             return handler
         carrier = {k: v for k, v in details.invocation_metadata or () if isinstance(v, str)}
         method = details.method.lstrip("/")
+        if self._door and self._by_token:
+            try:
+                self._door.enter({}, carrier, method)
+            except LoanmeshError as error:
+                return self._refusing(error, method, carrier)
         if not details.method.startswith(OURS):
             return handler if self._door is None else _behind(self._door, handler, method, carrier)
         read = _or_malformed(handler.request_deserializer)
@@ -277,6 +294,15 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                     await call.bug(error)
 
         return grpc.unary_stream_rpc_method_handler(stream, bytes, handler.response_serializer)
+
+    def _refusing(self, error: LoanmeshError, method: str, carrier: dict[str, str]) -> Any:
+        """Answers a call without taking its message: gRPC receives those of a stream when they are asked for."""
+
+        async def answers(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            with _Call(self, method, carrier, context) as call:
+                await call.refuse(error)
+
+        return grpc.stream_stream_rpc_method_handler(answers, bytes, bytes)
 
 
 def _behind(door: Door, handler: Any, method: str, carrier: dict[str, str]) -> Any:

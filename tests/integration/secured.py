@@ -86,13 +86,15 @@ class Secured:
         self.certificates: ServerCertificates = certificates
         self.intake = Intake()  # type: ignore[abstract]  # Only what the tests call.
         self.server = make_server(settings.server, CLOCK, certificates.door())
-        add_IntakeServiceServicer_to_server(self.intake, self.server)
-        add_OpsServiceServicer_to_server(Ops(), self.server)  # type: ignore[abstract]  # As above.
+        self.token_server = make_server(settings.server, CLOCK, certificates.door(), by_token=True)
         self.health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        for each in (self.server, self.token_server):
+            add_IntakeServiceServicer_to_server(self.intake, each)
+            add_OpsServiceServicer_to_server(Ops(), each)  # type: ignore[abstract]  # As above.
+            health_pb2_grpc.add_HealthServicer_to_server(self.health, each)
         port = self.server.add_secure_port("127.0.0.1:0", certificates.credentials())
         self.address = f"127.0.0.1:{port}"
-        port = self.server.add_secure_port("127.0.0.1:0", certificates.credentials(client_certificates=False))
+        port = self.token_server.add_secure_port("127.0.0.1:0", certificates.credentials(client_certificates=False))
         self.token_address = f"127.0.0.1:{port}"
 
     def security(self, kind: str, name: str, **more: Any) -> Security:
@@ -122,13 +124,14 @@ async def secured(
 ) -> AsyncIterator[Secured]:
     made = Secured(folder, tokens or TokenSettings(), access, age_s)
     await made.server.start()
+    await made.token_server.start()
     await made.health.set("", health_pb2.HealthCheckResponse.SERVING)
     watching = asyncio.create_task(made.certificates.watch_forever())
     try:
         yield made
     finally:
         watching.cancel()
-        await made.server.stop(0)
+        await asyncio.gather(made.server.stop(0), made.token_server.stop(0))
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from loanmesh.client import CallFailed, Client, Security
 from loanmesh.runtime.settings import TokenSettings
 from tests.builders import an_application
-from tests.integration.secured import CLOCK, NAME, Secured, secured
+from tests.integration.secured import CLOCK, NAME, Secured, secured, status_of
 from tests.tokens import ISSUER, Issuer
 
 
@@ -51,6 +52,23 @@ async def test_without_a_token_nobody_calls_there(mesh: Secured, issuer: Issuer)
     assert await refusal(mesh, issuer.token(aud="another")) == ("UNAUTHENTICATED", "TOKEN_AUDIENCE")
     assert await refusal(mesh, issuer.token("stranger")) == ("PERMISSION_DENIED", "LENDER_NOT_ALLOWED")
     assert await refusal(mesh, "nonsense") == ("UNAUTHENTICATED", "TOKEN_INVALID")
+
+
+async def test_a_stranger_is_refused_before_the_message_comes(mesh: Secured, issuer: Issuer) -> None:
+    never = asyncio.Event()
+
+    async def message() -> AsyncIterator[bytes]:
+        await never.wait()
+        yield b""
+
+    ca = grpc.ssl_channel_credentials((mesh.folder / "ca.crt").read_bytes())
+    named = (("grpc.ssl_target_name_override", "intake"),)
+    async with grpc.aio.secure_channel(mesh.token_address, ca, options=named) as channel:
+        # A stream for us, so that gRPC begins the call without its message; the server knows the method as it is.
+        submit: Any = channel.stream_unary("/lending.intake.v1.IntakeService/SubmitApplication")
+        for metadata in ((), (("authorization", "Bearer nonsense"),)):
+            assert await status_of(submit(message(), metadata=metadata, timeout=10)) is grpc.StatusCode.UNAUTHENTICATED
+    assert mesh.intake.callers == []
 
 
 async def test_a_certificate_does_not_count_where_none_is_asked_for(mesh: Secured) -> None:
