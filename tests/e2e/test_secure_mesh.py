@@ -20,6 +20,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from lending.ops.v1.ops_service_pb2 import GetStatusRequest
+from lending.ops.v1.ops_service_pb2_grpc import OpsServiceStub
 from lending.scoring.v1 import scoring_service_pb2 as scoring_pb
 from lending.scoring.v1.scoring_service_pb2_grpc import ScoringServiceStub
 
@@ -32,6 +34,7 @@ from loanmesh.runtime.rotation import credentials, named
 from tests.builders import an_application
 from tests.e2e.test_command import run
 from tests.otlp import collecting
+from tests.tokens import ISSUER, Issuer
 
 CLOCK = SystemClock()
 
@@ -202,6 +205,30 @@ async def test_the_health_port_serves_health_and_nothing_else(tmp_path: Path) ->
         async with grpc.aio.insecure_channel(ready["address"]) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
             assert await code_of(check) is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_the_token_port_serves_all_to_operators_with_a_token_and_health_to_anybody(tmp_path: Path) -> None:
+    issuer = Issuer(tmp_path / "keys.json", CLOCK)
+    more = {
+        "SCORING_SERVER__TOKEN_LISTEN": "127.0.0.1:0",
+        "SCORING_TOKENS__KEYS_FILE": str(issuer.file),
+        "SCORING_TOKENS__ISSUER": ISSUER,
+    }
+    with scoring(tmp_path / "certs", **more) as (authority, ready):
+        ca = grpc.ssl_channel_credentials(authority.bundle.read_bytes())
+        async with grpc.aio.secure_channel(ready["tokens"], ca, options=named("scoring")) as channel:
+            status = OpsServiceStub(channel).GetStatus
+            answer = await status(GetStatusRequest(), metadata=bearing(issuer.token("operator/ann")), timeout=5)
+            assert answer.service == "scoring"
+            assert await code_of(status(GetStatusRequest(), timeout=5)) is grpc.StatusCode.UNAUTHENTICATED
+            client = status(GetStatusRequest(), metadata=bearing(issuer.token("client/shop")), timeout=5)
+            assert await code_of(client) is grpc.StatusCode.PERMISSION_DENIED
+            health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def bearing(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
 
 
 async def test_what_a_process_tells_of_its_door_reaches_a_collector_over_tls(tmp_path: Path) -> None:
