@@ -98,7 +98,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     ]
     scoring, pricing = GrpcScoring(channels[1], guards[1]), GrpcPricing(channels[2], guards[2])
     watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
-    estimate = Estimate(store.backlog, clock)
+    estimate = Estimate(store.backlog, clock, None if settings.work.decides else store.decided)
     arrivals = Arrivals()
     quota = Quota(
         settings.quota.a_second,
