@@ -141,8 +141,8 @@ async def _keep_private(store: AnswerStore, keeping: Keeping, settings: PrivacyS
         with forgetting:
             look = clock.now().timestamp()
             # A little further back than the last look: replicas' clocks differ.
-            await store.forget_erased(looked - CLOCKS_DIFFER_S)
-            looked = look
+            if await store.forget_erased(looked - CLOCKS_DIFFER_S):
+                looked = look
         with resealing:
             try:
                 started = clock.monotonic()
