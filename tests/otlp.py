@@ -1,4 +1,4 @@
-"""A collector in the test's own process: keeps the metrics that services export to it, and the names of spans."""
+"""A collector in the test's own process: keeps metrics and logs exported to it, and names of spans."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc as logs_grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as trace_grpc
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from tests.prometheus import Emitted, emitted
 
@@ -23,6 +26,7 @@ class Collected:
     metrics: dict[str, dict[str, Emitted]] = field(default_factory=dict)
     spans: list[str] = field(default_factory=list)
     """Names of the spans of all services, as they came."""
+    logs: list[LogRecord] = field(default_factory=list)
 
     def all(self) -> dict[str, Emitted]:
         """Every metric by name; attributes of all services together."""
@@ -67,12 +71,25 @@ class _Traces(trace_grpc.TraceServiceServicer):
         return trace_pb.ExportTraceServiceResponse()
 
 
+class _Logs(logs_grpc.LogsServiceServicer):
+    def __init__(self, collected: Collected) -> None:
+        self._collected = collected
+
+    async def Export(
+        self, request: logs_pb.ExportLogsServiceRequest, context: object
+    ) -> logs_pb.ExportLogsServiceResponse:
+        for resource in request.resource_logs:
+            self._collected.logs += [record for scope in resource.scope_logs for record in scope.log_records]
+        return logs_pb.ExportLogsServiceResponse()
+
+
 @asynccontextmanager
 async def collecting(credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[Collected]:
     """Serves on a free port while inside; with credentials over TLS, as localhost."""
     collected, server = Collected(), grpc.aio.server()
     metrics_grpc.add_MetricsServiceServicer_to_server(_Metrics(collected), server)  # type: ignore[no-untyped-call]  # It has no types.
     trace_grpc.add_TraceServiceServicer_to_server(_Traces(collected), server)  # type: ignore[no-untyped-call]  # Nor has it.
+    logs_grpc.add_LogsServiceServicer_to_server(_Logs(collected), server)  # type: ignore[no-untyped-call]  # Nor has it.
     if credentials:
         collected.endpoint = f"https://localhost:{server.add_secure_port('127.0.0.1:0', credentials)}"
     else:

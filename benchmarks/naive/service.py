@@ -28,6 +28,7 @@ from loanmesh.runtime.settings import load
 from services.bureau.main import build as build_bureau
 from services.bureau.settings import BureauSettings
 from services.intake.application import Claim, inputs_of
+from services.intake.dictionary import sources
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring
 from services.intake.parking import Parking
 from services.intake.pipeline import Pipeline
@@ -57,6 +58,7 @@ class PlainIntake:
         self._parts = bureau, scoring, pricing
         self._clock = clock
         self._parking = Parking(ParkingSettings(), clock, random.Random())
+        self._sources = sources()
 
     async def submit_application(
         self, request: pb.SubmitApplicationRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -64,7 +66,7 @@ class PlainIntake:
         """Decided, or UNAVAILABLE."""
         in_hand = _InHand()
         pipeline = Pipeline(
-            *self._parts, in_hand, self._clock, random.Random(), 14, self._parking, lambda *_, **__: None
+            *self._parts, in_hand, self._clock, random.Random(), 14, self._parking, lambda *_, **__: None, self._sources
         )
         payload = inputs_of(request.application).SerializeToString(deterministic=True)
         created_at = self._clock.now().timestamp()

@@ -41,9 +41,10 @@ from services.bureau.store import AnswerStore
 from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
+from services.intake.dictionary import labels
 from services.intake.estimate import Estimate
 from services.intake.explain import Label
-from services.intake.main import batches_allowed, labels
+from services.intake.main import batches_allowed
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
 from services.intake.parking import Parking
 from services.intake.parking_servicer import ParkingServicer
@@ -258,7 +259,9 @@ class Intake(Process):
         port = _Port(bureau, scoring, pricing, around)
         arrivals = Arrivals()
         parking = Parking(sizes.parking, clock, around.dice)
-        pipeline = Pipeline(port, port, port, store, clock, around.dice, 14, parking, self._report)
+        pipeline = Pipeline(
+            port, port, port, store, clock, around.dice, 14, parking, self._report, tuple(known_sources())
+        )
         self.worker = Held(
             store,
             pipeline.decide_batch,

@@ -33,6 +33,7 @@ from lab.simulator.loop import EPOCH_S, NodeClock, VirtualLoop
 from lab.simulator.replica import sealer
 from loanmesh.runtime.database import Row, Script, Statement
 from services.intake.application import New
+from services.intake.dictionary import sources
 from services.intake.parking import Parking
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Case, Result
@@ -219,7 +220,16 @@ class Replica:
         ports = Ports(self._core, clock, costs)
         parking = Parking(ParkingSettings(), clock, random.Random(number))
         pipeline = Pipeline(
-            ports, ports, ports, self._store, clock, random.Random(number), 14, parking, lambda *_, **__: None
+            ports,
+            ports,
+            ports,
+            self._store,
+            clock,
+            random.Random(number),
+            14,
+            parking,
+            lambda *_, **__: None,
+            sources(),
         )
         self._worker = Worker(
             self._store, pipeline.decide_batch, clock, batch_max=BATCH_MAX, batches=8, held_max=HELD_MAX, lease_s=10.0,

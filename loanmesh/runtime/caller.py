@@ -46,6 +46,12 @@ def proven() -> Caller | None:
     return _current.get()
 
 
+def proven_path() -> str:
+    """The path of who makes the call where that is proven, else empty: for records, beside whom the call names."""
+    who = proven()
+    return who.path if who else ""
+
+
 def of_certificate(facts: Mapping[str, Iterable[bytes]], trust_domain: str) -> Caller | None:
     """Whose certificate a connection was made with; None where none was shown, or one that names nobody of ours.
 

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 EXPIRY_WARNING_SHARE = 0.25
 """Share of its life left at which a certificate is warned of. cert-manager renews at a third, so nothing is said when
 all goes well."""
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+"""What asking a certificate for its parts may raise, whoever wrote it."""
 log = structlog.get_logger()
 
 
@@ -104,21 +106,30 @@ def read(files: Files) -> Material:
         raise BadCertificate("key", files.key, "is no unencrypted private key in PEM") from error.with_traceback(None)
     leaf = chain[0]
     shape = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if key.public_key().public_bytes(*shape) != leaf.public_key().public_bytes(*shape):
+    try:
+        is_pair = key.public_key().public_bytes(*shape) == leaf.public_key().public_bytes(*shape)
+        identity = identity_of(leaf)
+    except _UNREADABLE as error:
+        # They are parsed when they are asked for, not when they are loaded.
+        raise BadCertificate("certificate", files.certificate, f"cannot be read: {type(error).__name__}") from error
+    if not is_pair:
         raise BadCertificate("key", files.key, f"is not the key of {files.certificate}")
     return Material(
         ca_pem,
         ca_expires_at,
         b"".join(one.public_bytes(Encoding.PEM) for one in chain),
         key_pem,
-        identity_of(leaf),
+        identity,
         leaf.not_valid_before_utc,
         leaf.not_valid_after_utc,
     )
 
 
 def identity_of(certificate: x509.Certificate) -> str:
-    """The one SPIFFE ID that it states; empty where it states none, or several, which is none."""
+    """The one SPIFFE ID that it states; empty where it states none, or several, which is none.
+
+    Raises one of _UNREADABLE where its extensions cannot be parsed.
+    """
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

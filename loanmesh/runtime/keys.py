@@ -20,6 +20,7 @@ import structlog
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import DependencyDown
+from loanmesh.runtime.lasting import Lasting
 from loanmesh.runtime.setting_rules import WrongSetting
 
 SECRET_BYTES = 32
@@ -235,9 +236,11 @@ class Keys:
 
     async def look_forever(self) -> None:
         """Look at the file again and again, until cancelled."""
+        lasting = Lasting("keys_file")
         while True:
             await self._clock.sleep(LOOK_EVERY_S)
-            self.look()
+            with lasting:
+                self.look()
 
 
 def _absent(purpose: str, key_id: str) -> Key:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.lasting import Lasting
 
 EVERY_S = 0.25
 """Often enough to see a block of a few hundred ms, seldom enough to cost nothing (4 wake-ups a second)."""
@@ -34,16 +35,20 @@ class Heartbeat:
 
     async def beat_forever(self) -> None:
         """Beat; ends by cancellation only."""
+        lasting = Lasting("heartbeat")
         while True:
             asked = self._clock.monotonic()
             await self._clock.sleep(EVERY_S)
-            now = self._clock.monotonic()
-            self.lag_s = max(0.0, now - asked - EVERY_S)
-            self._record(self.lag_s)
-            self._forget()
-            while self._peaks and self._peaks[-1][1] <= self.lag_s:
-                self._peaks.pop()
-            self._peaks.append((now, self.lag_s))
+            with lasting:
+                self._beat(self._clock.monotonic(), asked)
+
+    def _beat(self, now: float, asked: float) -> None:
+        self.lag_s = max(0.0, now - asked - EVERY_S)
+        self._forget()
+        while self._peaks and self._peaks[-1][1] <= self.lag_s:
+            self._peaks.pop()
+        self._peaks.append((now, self.lag_s))
+        self._record(self.lag_s)
 
     def _forget(self) -> None:
         too_old = self._clock.monotonic() - KEPT_S

@@ -14,7 +14,7 @@ from lending.ops.v1.ops_service_pb2_grpc import OpsServiceServicer
 
 from loanmesh.runtime import semconv
 from loanmesh.runtime.breaker import State
-from loanmesh.runtime.caller import proven
+from loanmesh.runtime.caller import proven_path
 from loanmesh.runtime.errors import NotFound, RequestIdConflict
 from loanmesh.runtime.guard import Guard
 from loanmesh.runtime.histogram import Histogram
@@ -117,13 +117,14 @@ class OpsServicer(OpsServiceServicer):
     def _obey(self, guard: Guard, request: pb.OverrideDependencyRequest) -> None:
         state, what = _OVERRIDES[request.override]
         reason = f": {request.reason}" if request.reason else ""
-        guard.force(state, f"{what} by {request.actor}{reason}")
+        path = proven_path()
+        guard.force(state, f"{what} by {request.actor}{f' ({path})' if path else ''}{reason}")
         log.warning(
             "dependency_overridden",
             dependency=guard.name,
             override=pb.Override.Name(request.override).removeprefix("OVERRIDE_").lower(),
             actor=request.actor,
-            caller=who.path if (who := proven()) else "",
+            proven=path,
             reason=request.reason,
             request_id=request.request_id,
         )

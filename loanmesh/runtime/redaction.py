@@ -10,6 +10,7 @@ import logging
 import re
 import resource
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from types import TracebackType
@@ -116,7 +117,26 @@ def guard_outputs() -> None:
     logging.basicConfig(handlers=[_Library(logging.WARNING)], force=True)
     logging.captureWarnings(capture=True)
     sys.excepthook = _fell
+    threading.excepthook = _thread_fell
+    sys.unraisablehook = _nobody_caught
 
 
 def _fell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _thread_fell(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is SystemExit:  # The one way of ending that is no fault, as Python's own hook has it.
+        return
+    name = args.thread.name if args.thread else "unknown"
+    sys.stderr.write(mask(f"Exception in thread {name}:\n{_told(args)}"))
+
+
+def _nobody_caught(args: sys.UnraisableHookArgs) -> None:
+    """What is raised where nobody can catch it, in a finaliser say."""
+    where = getattr(args.object, "__qualname__", type(args.object).__qualname__)  # Its repr may show what it holds.
+    sys.stderr.write(mask(f"{args.err_msg or 'Exception ignored in'}: {where}\n{_told(args)}"))
+
+
+def _told(args: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> str:
+    return "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))

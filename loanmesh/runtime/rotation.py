@@ -15,6 +15,7 @@ import structlog
 
 from loanmesh.runtime.certificates import Watched
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.lasting import Lasting
 
 CONNECT_WITHIN_S = 5.0
 """How long a new channel may take to connect before the old one, where that still works, is kept for a while."""
@@ -127,12 +128,13 @@ class RotatingChannel(grpc.aio.Channel):
         return call
 
     async def _watch(self) -> None:
-        behind = False
+        behind, lasting = False, Lasting("channel_rotation")
         while True:
             await self._clock.sleep(self._reload_s)
-            behind |= self._watched.look()
-            if behind:
-                behind = not await self._move()
+            with lasting:
+                behind |= self._watched.look()
+                if behind:
+                    behind = not await self._move()
 
     async def _move(self) -> bool:
         """To a channel with what the files hold now; False where that does not connect, but the old one is."""

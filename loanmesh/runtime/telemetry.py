@@ -293,22 +293,26 @@ _SEVERITIES = {"debug": 5, "info": 9, "warning": 13, "error": 17, "critical": 21
 
 
 def _send(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Over OTLP too: the event's word as the body, what it says as attributes, an error by its type alone."""
+    """Over OTLP too: the event's word as the body, what it says as attributes, an error by its type alone. Masked as
+    on stderr, in a copy: the line's own masking comes after its error was put into words."""
     if _logs is not None:
         from opentelemetry._logs import SeverityNumber
 
         level = str(event.get("level", "info"))
+        shown = redact(None, "", {k: v for k, v in event.items() if k != "exc_info"})
         said = {k: v if isinstance(v, str | int | float | bool) else str(v)
-                for k, v in event.items() if k not in ("event", "level", "exc_info", "service")}  # fmt: skip
+                for k, v in shown.items() if k not in ("event", "level", "service")}  # fmt: skip
         error = event.get("exc_info")
+        if isinstance(error, tuple):  # As the standard library's logging has it.
+            error = error[1]
         if isinstance(error, BaseException):
             said[semconv.EXCEPTION_TYPE] = type(error).__name__
         _logs.get_logger("loanmesh").emit(
             observed_timestamp=None,
             severity_number=SeverityNumber(_SEVERITIES.get(level, 9)),
             severity_text=level,
-            body=str(event.get("event", "")),
+            body=str(shown.get("event", "")),
             attributes=said,
-            event_name=str(event.get("event", "")),
+            event_name=str(shown.get("event", "")),
         )
     return event

@@ -12,6 +12,7 @@ from loanmesh.runtime.authorisation import Authorisation, load_table
 from loanmesh.runtime.certificates import BadCertificate, ExpiryWatch, Files, Material, Watched
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.door import Door
+from loanmesh.runtime.lasting import Lasting
 from loanmesh.runtime.setting_rules import WrongSetting, is_loopback
 from loanmesh.runtime.settings import ServiceSettings, TlsSettings
 from loanmesh.runtime.tokens import Tokens, make_tokens
@@ -125,12 +126,16 @@ class ServerCertificates:
 
     async def watch_forever(self) -> None:
         """Look at the files every `reload_s` seconds; warn of what expires."""
+        expiry, files, tokens = Lasting("certificate_expiry"), Lasting("certificate_files"), Lasting("token_keys")
         while True:
-            self._expiry.check(self._watched.material)
+            with expiry:
+                self._expiry.check(self._watched.material)
             await self._clock.sleep(self._reload_s)
-            self._watched.look()
-            if self._tokens:
-                self._tokens.look()
+            with files:
+                self._watched.look()
+            with tokens:
+                if self._tokens:
+                    self._tokens.look()
 
     def _observe(self, options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
         now, material = self._clock.now(), self._watched.material

@@ -16,6 +16,7 @@ from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.degradation import Step
 from loanmesh.runtime.errors import NotNow
 from loanmesh.runtime.guard import Guard
+from loanmesh.runtime.lasting import Lasting
 
 SAMPLE_EVERY_S = 1.0
 BACKLOG_EVERY = 5
@@ -107,20 +108,24 @@ class Vitals:
         """Let go of steps that nobody asks for any more, and count the backlog; ends by cancellation only."""
         rounds = 0
         look_at = clock.monotonic()
+        steps, backlog, standing = Lasting("steps"), Lasting("backlog"), Lasting("standing")
         while True:
-            for step in self.steps:
-                step.check()
+            with steps:
+                for step in self.steps:
+                    step.check()
             if self.count_backlog and rounds % BACKLOG_EVERY == 0:
-                try:
-                    self.backlog = await self.count_backlog()
-                except NotNow as error:
-                    log.warning("backlog_unknown", error=str(error))
+                with backlog:
+                    try:
+                        self.backlog = await self.count_backlog()
+                    except NotNow as error:
+                        log.warning("backlog_unknown", error=str(error))
             if self.look and clock.monotonic() >= look_at:
                 began = clock.monotonic()
-                try:
-                    self.standing = await self.look()
-                except NotNow as error:
-                    log.warning("standing_unknown", error=str(error))
+                with standing:
+                    try:
+                        self.standing = await self.look()
+                    except NotNow as error:
+                        log.warning("standing_unknown", error=str(error))
                 # A long backlog takes a while to look at: what it costs stays a small share.
                 took_s = clock.monotonic() - began
                 look_at = began + max(BACKLOG_EVERY * SAMPLE_EVERY_S, took_s / LOOK_SHARE)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.degradation import Load, Step, StepSettings
 from loanmesh.runtime.errors import NotNow
+from loanmesh.runtime.lasting import Lasting
 
 BOUND_S = 2.0
 """How far our clock may be off before it is not believed. Synchronised ones differ by milliseconds, and an answer of
@@ -85,8 +86,10 @@ class WitnessedClock:
 
     async def look_forever(self) -> None:
         """Ask the witness now and then; ends by cancellation only."""
+        lasting = Lasting("clock_witness")
         while True:
-            with contextlib.suppress(NotNow):  # The store itself tells of its trouble; the last word stands.
+            # Of NotNow the store itself tells; the last word stands.
+            with lasting, contextlib.suppress(NotNow):
                 await self.look()
             await self._own.sleep(ASK_EVERY_S)
 

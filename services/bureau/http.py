@@ -7,6 +7,7 @@ source needs none of it.
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,30 @@ from loanmesh.runtime.clock import Clock
 
 IDLE_S_MAX = 15.0
 """How long a connection is kept that nobody uses; shorter than servers keep theirs, so that few are closed under us."""
+
+
+class _Connection(ResponseHandler):
+    """One that is not used again after anything came on it while it was idle.
+
+    An answer does not say whom it is about: one that nobody asked for would be taken for the next subject's.
+    """
+
+    idle = False
+
+    def data_received(self, data: bytes) -> None:
+        if self.idle:
+            self.force_close()
+        super().data_received(data)
+
+    def is_quiet(self) -> bool:
+        """Whether it is open, and nothing came since its last answer."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or self.should_close:
+            return False
+        # What has arrived, but was not read yet.
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
 
 
 class Http:
@@ -39,7 +64,7 @@ class Http:
         self._token = token
         self._clock = clock
         # Newest last: what is used again is the one used last, so that the others get old and are closed.
-        self._idle: deque[tuple[float, ResponseHandler]] = deque()
+        self._idle: deque[tuple[float, _Connection]] = deque()
 
     async def post(self, path: str, body: bytes, bytes_max: int) -> tuple[int, bytes | None]:
         """Status and body of the answer to some JSON, None for a body longer than bytes_max. Follows no redirects.
@@ -81,28 +106,30 @@ class Http:
         while self._idle:
             self._idle.pop()[1].close()
 
-    def _take(self) -> ResponseHandler | None:
+    def _take(self) -> _Connection | None:
         while self._idle:
             since, connection = self._idle.pop()
-            if connection.is_connected() and self._clock.monotonic() - since < IDLE_S_MAX:
+            if connection.is_quiet() and self._clock.monotonic() - since < IDLE_S_MAX:
+                connection.idle = False
                 return connection
             connection.close()
         return None
 
-    def _give_back(self, connection: ResponseHandler) -> None:
+    def _give_back(self, connection: _Connection) -> None:
         if connection.should_close:
             connection.close()
             return
+        connection.idle = True
         now = self._clock.monotonic()
         self._idle.append((now, connection))
         while now - self._idle[0][0] >= IDLE_S_MAX:
             self._idle.popleft()[1].close()
 
-    async def _connect(self) -> ResponseHandler:
+    async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
             _, connection = await loop.create_connection(
-                lambda: ResponseHandler(loop), self._host, self._port, ssl=self._tls
+                lambda: _Connection(loop), self._host, self._port, ssl=self._tls
             )
         except OSError as error:
             raise aiohttp.ClientConnectionError(str(error)) from error

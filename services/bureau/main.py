@@ -17,6 +17,7 @@ from loanmesh.runtime.database import open_database
 from loanmesh.runtime.errors import NotNow
 from loanmesh.runtime.guard import BulkheadSettings, make_guard
 from loanmesh.runtime.keys import Keys
+from loanmesh.runtime.lasting import Lasting
 from loanmesh.runtime.migrations import prepare
 from loanmesh.runtime.opening import opening
 from loanmesh.runtime.sealed import Sealer
@@ -124,26 +125,32 @@ def _proof(settings: BureauSettings) -> Callable[[], str] | None:
 
 
 async def _purge(store: AnswerStore, keep_s: float, clock: Clock) -> None:
+    lasting = Lasting("purge")
     while True:
-        await store.purge(clock.now().timestamp() - keep_s)
+        with lasting:
+            await store.purge(clock.now().timestamp() - keep_s)
         await clock.sleep(PURGE_EVERY_S)
 
 
 async def _keep_private(store: AnswerStore, keeping: Keeping, settings: PrivacySettings, clock: Clock) -> None:
     """Forget what other replicas erased, and seal anew what is under an older key, a tenth of the time at most."""
     looked = clock.now().timestamp()
+    forgetting, resealing = Lasting("forget_erased"), Lasting("reseal")
     while True:
         await clock.sleep(settings.pass_every_s)
-        # A little further back than the last look: replicas' clocks differ.
-        since, looked = looked - CLOCKS_DIFFER_S, clock.now().timestamp()
-        await store.forget_erased(since)
-        try:
-            started = clock.monotonic()
-            while await keeping.reseal(settings.pass_rows):
-                await clock.sleep(9 * max(0.001, clock.monotonic() - started))
+        with forgetting:
+            look = clock.now().timestamp()
+            # A little further back than the last look: replicas' clocks differ.
+            if await store.forget_erased(looked - CLOCKS_DIFFER_S):
+                looked = look
+        with resealing:
+            try:
                 started = clock.monotonic()
-        except NotNow as error:
-            structlog.get_logger().warning("reseal_waits", error=str(error))
+                while await keeping.reseal(settings.pass_rows):
+                    await clock.sleep(9 * max(0.001, clock.monotonic() - started))
+                    started = clock.monotonic()
+            except NotNow as error:
+                structlog.get_logger().warning("reseal_waits", error=str(error))
 
 
 def main() -> None:

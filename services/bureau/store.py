@@ -115,15 +115,19 @@ class AnswerStore:
 
         return await self._database.run(script)
 
-    async def forget_erased(self, noted_since: float) -> None:
-        """Drop from memory what any replica erased since (seconds since 1970), and notes that all have seen."""
+    async def forget_erased(self, noted_since: float) -> bool:
+        """Drop from memory what any replica erased since (seconds since 1970), and notes that all have seen.
+
+        False where the notes could not be read: the next look must begin where this one did.
+        """
         try:
             rows = await self._database.scan(_ERASED, (noted_since,))
+            self._drop({(row[0], row[1]) for row in rows})
             await self._database.run(lambda: _one(Statement(_FORGET_NOTES, [(noted_since - NOTED_S,)])))
         except NotNow as error:
             log.warning("cache_unreadable", error=str(error))
-            return
-        self._drop({(row[0], row[1]) for row in rows})
+            return False
+        return True
 
     def _drop(self, subjects: set[tuple[str, str]]) -> None:
         if subjects:

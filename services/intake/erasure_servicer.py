@@ -9,6 +9,7 @@ from lending.intake.v1 import erasure_service_pb2 as pb
 from lending.intake.v1.erasure_service_pb2_grpc import ErasureServiceServicer
 from lending.type.v1.party_pb2 import Identity
 
+from loanmesh.runtime.caller import proven_path
 from loanmesh.runtime.errors import InvalidRequest
 from loanmesh.runtime.identity import valid_credit_code, valid_resident_id
 from services.intake.erasure import Eraser, Fate
@@ -36,8 +37,8 @@ class ErasureServicer(ErasureServiceServicer):
         )
         erased = sum(fate.erased and not fate.before for fate in fates)
         if not request.validate_only:
-            log.warning("subject_erased", lender=request.parent, actor=request.actor, applications=erased,
-                        kept=sum(not fate.erased for fate in fates), answers=answers)  # fmt: skip
+            log.warning("subject_erased", lender=request.parent, actor=request.actor, proven=proven_path(),
+                        applications=erased, kept=sum(not fate.erased for fate in fates), answers=answers)  # fmt: skip
         response = pb.EraseSubjectResponse(more=more, answers_erased=answers)
         for fate in fates:
             _add(response, request.parent, fate)

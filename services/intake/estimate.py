@@ -23,6 +23,10 @@ REFRESH_SHARE = 0.02
 """Share of the time that may go into asking for the backlog: counting a very long one takes a while itself."""
 PATIENCE_S = 0.05
 """How long an answer waits for a new count; then the last one has to do. An estimate must not hold up a receipt."""
+SPAN_S_MIN = 1.0
+"""Decisions of a shorter time say little of the rate."""
+DECIDED_MAX = 50_000
+"""Decisions counted at most, where a rate is counted in the store: bounds what the count costs."""
 TOLD_MAX = 1024
 """Estimates that are kept to see whether they come true. Those of a second mean no more than soon, and are not."""
 TOLD_FACTOR = 10
@@ -32,10 +36,23 @@ Backlog = Sequence[tuple[int, int, int, int]]
 
 
 class Estimate:
-    """Estimates decision times."""
+    """Estimates decision times.
 
-    def __init__(self, count: Callable[[], Awaitable[Backlog]], clock: Clock) -> None:
+    count_decided  how many were decided since a time of day, seconds since 1970, counting up to a bound: for a replica
+                   that decides nothing itself, and so measures nothing. None where it does.
+    """
+
+    def __init__(
+        self,
+        count: Callable[[], Awaitable[Backlog]],
+        clock: Clock,
+        count_decided: Callable[[float, int], Awaitable[int]] | None = None,
+    ) -> None:
         self._count = count
+        self._count_decided = count_decided
+        self._nothing_waited_at = float("-inf")
+        # When it was counted, and how many a second all replicas decided together.
+        self._together = (float("-inf"), 0.0)
         self._clock = clock
         self._busy_s = 0.0
         self._last = clock.monotonic()
@@ -84,10 +101,10 @@ class Estimate:
         """Seconds until an application of the class is decided that came, or may be looked at, at `not_before`."""
         await self._refreshed()
         ahead = self._ahead[bisect_right(self._turns, (priority, int(not_before)))]
-        rate = self.rate()
+        rate = self._rate_together()
         if rate is None:
             return AT_LEAST_S if ahead < 64 else UNKNOWN_S
-        return max(AT_LEAST_S, ahead / (rate * self._replicas))
+        return max(AT_LEAST_S, ahead / rate)
 
     async def backlog(self) -> int:
         """How many wait that could be worked on now, by the last count."""
@@ -110,6 +127,8 @@ class Estimate:
         self._refresh_at = started + REFRESH_S
         try:
             backlog = await self._count()
+            if self._count_decided:
+                await self._count_rate(self._count_decided, waits=bool(backlog))
         except NotNow:
             return  # The last count has to do; the store itself tells of its trouble.
         finally:
@@ -119,6 +138,24 @@ class Estimate:
         self._turns = [(priority, second) for priority, second, _, _ in backlog]
         self._ahead = [0, *accumulate(count for _, _, count, _ in backlog)]
         self._replicas = max([1, *(held for *_, held in backlog)])
+
+    async def _count_rate(self, count_decided: Callable[[float, int], Awaitable[int]], *, waits: bool) -> None:
+        now = self._clock.monotonic()
+        if not waits:
+            self._nothing_waited_at = now
+            return
+        # Time without work does not count here either.
+        span_s = min(WINDOW_S, now - self._nothing_waited_at)
+        if span_s >= SPAN_S_MIN:
+            count = await count_decided(self._clock.now().timestamp() - span_s, DECIDED_MAX)
+            self._together = (now, max(0.1, count / span_s))
+
+    def _rate_together(self) -> float | None:
+        own = self.rate()
+        if own is not None:
+            return own * self._replicas
+        counted_at, rate = self._together
+        return rate if counted_at >= self._clock.monotonic() - FORGET_S else None
 
     def rate(self) -> float | None:
         """Decided a second of busy time by this replica; None before there is a figure."""

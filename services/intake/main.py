@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 import structlog
-import yaml
 from externalscaler.externalscaler_pb2_grpc import add_ExternalScalerServicer_to_server
 from lending.intake.v1.erasure_service_pb2_grpc import add_ErasureServiceServicer_to_server
 from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_to_server
@@ -34,11 +32,11 @@ from loanmesh.runtime.witness import WitnessedClock
 from services.intake.admission import Admission
 from services.intake.application import Claim
 from services.intake.arrival import Arrivals
+from services.intake.dictionary import labels, sources
 from services.intake.erasure import Eraser, Upkeep
 from services.intake.erasure_servicer import SERVICE_NAME as ERASURE
 from services.intake.erasure_servicer import ErasureServicer
 from services.intake.estimate import Estimate
-from services.intake.explain import Label
 from services.intake.following import Following
 from services.intake.keeping import Keeping
 from services.intake.mesh import GrpcBureau, GrpcPricing, GrpcScoring, deadline_s
@@ -67,22 +65,6 @@ def batches_allowed(guards: Sequence[Guard]) -> int | None:
         return 0
     well = (State.CLOSED, State.FORCED_CLOSED)
     return None if all(guard.breaker.state in well for guard in guards) else 1
-
-
-def labels() -> dict[str, Label]:
-    """What attributes are called, from the dictionary that is part of the contract."""
-    text = (resources.files("lending.bureau.v1") / "attributes.yaml").read_text(encoding="utf-8")
-    dictionary = yaml.safe_load(text)
-    sources = dictionary["sources"]
-    found = {
-        name: Label(a["zh"], a["en"], a["unit"], sources[a["source"]]["zh"], sources[a["source"]]["en"])
-        for name, a in dictionary["attributes"].items()
-    }
-    declared = ("申请人填报", "the applicant's own statement")
-    found["declared.monthly_income_fen"] = Label("月收入", "monthly income", "fen", *declared)
-    found["declared.dependents"] = Label("供养人数", "dependents", "count", *declared)
-    found["age_years"] = Label("年龄", "age", "years", "证件", "identity document")
-    return found
 
 
 async def build(settings: IntakeSettings, clock: Clock) -> Service:
@@ -116,7 +98,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     ]
     scoring, pricing = GrpcScoring(channels[1], guards[1]), GrpcPricing(channels[2], guards[2])
     watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
-    estimate = Estimate(store.backlog, clock)
+    estimate = Estimate(store.backlog, clock, None if settings.work.decides else store.decided)
     arrivals = Arrivals()
     quota = Quota(
         settings.quota.a_second,
@@ -166,6 +148,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         settings.due.information_days,
         parking,
         report,
+        sources(),
     )
 
     async def decide(claims: Sequence[Claim]) -> Mapping[str, Result]:

@@ -8,6 +8,7 @@ from typing import Any
 from lending.intake.v1 import parking_service_pb2 as pb
 from lending.intake.v1.parking_service_pb2_grpc import ParkingServiceServicer
 
+from loanmesh.runtime.caller import proven_path
 from loanmesh.runtime.errors import CallerError
 from loanmesh.runtime.status import item_status
 from services.intake.application import ParkedView, State, require_allowed
@@ -54,7 +55,9 @@ class ParkingServicer(ParkingServiceServicer):
             return {"state": State.PENDING.value, "faults": 0, "waiting_for": "[]", "due_at": None, "not_before": 0.0}
 
         said = {"actor": request.actor, "reason": request.reason}
-        await self._store.change(lender, application_id, request.request_id, said, "released", dict(said), apply)
+        # Who it says it is, and who it was by certificate or token. A repeat may come from another.
+        details = {**said, "proven": path} if (path := proven_path()) else dict(said)
+        await self._store.change(lender, application_id, request.request_id, said, "released", details, apply)
         self._changed([application_id])
 
 

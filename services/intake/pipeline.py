@@ -60,7 +60,10 @@ class _Way:
 
 
 class Pipeline:
-    """Decides claimed applications, whichever way they were claimed."""
+    """Decides claimed applications, whichever way they were claimed.
+
+    sources  those that a profile must have a report of, or no decline rests on it.
+    """
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Pipeline:
         information_days: float,
         parking: Parking,
         report: Callable[..., None],
+        sources: Sequence[str],
     ) -> None:
         self._bureau = bureau
         self._scoring = scoring
@@ -83,6 +87,7 @@ class Pipeline:
         self._information_days = information_days
         self._parking = parking
         self._report = report
+        self._sources = sources
 
     async def decide_batch(self, claims: Sequence[Claim]) -> dict[str, Result]:
         """Take a batch as far as evidence allows and commit it; what was committed, by application id.
@@ -186,12 +191,13 @@ class Pipeline:
 
     def _gaps(self, profile: CreditProfile) -> tuple[str, ...]:
         now_s = self._clock.now().timestamp()
-        if not profile.reports:
-            return ("every_source",)
+        reports = {report.source: report for report in profile.reports}
         return tuple(
-            report.source
-            for report in profile.reports
-            if report.state not in _COMPLETE or report.usable_until_time.ToNanoseconds() / 1e9 <= now_s
+            source
+            for source in dict.fromkeys((*self._sources, *reports))
+            if (report := reports.get(source)) is None
+            or report.state not in _COMPLETE
+            or report.usable_until_time.ToNanoseconds() / 1e9 <= now_s
         )
 
     def _decided(self, case: Case, profile: CreditProfile, score: Score, pricing: Pricing) -> Decided:

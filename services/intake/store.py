@@ -86,6 +86,11 @@ _BACKLOG = """
 SELECT priority, CAST(not_before AS BIGINT), count(*), count(DISTINCT owner) FROM application
 WHERE state = 'PENDING' AND not_before <= {now} GROUP BY 1, 2 ORDER BY 1, 2"""
 _ARRIVED = "SELECT count(*) FROM (SELECT 1 FROM application WHERE id >= ? LIMIT ?) AS came"
+# A range of the index application_kept.
+_DECIDED = """
+SELECT count(*) FROM (
+  SELECT 1 FROM application WHERE erased_at IS NULL AND state <> 'PENDING' AND state = 'DECIDED' AND updated_at >= ?
+  LIMIT ?) AS went"""
 # What an applicant has supplied has no place in the queue (0) until it is looked at: it waits since it was changed.
 _STANDING = """
 SELECT
@@ -607,6 +612,11 @@ class Store:
         milliseconds = f"{int(since * 1000):012x}"
         first = f"{milliseconds[:8]}-{milliseconds[8:]}-"
         rows = await self._database.scan(_ARRIVED, (first, at_most))
+        return int(rows[0][0])
+
+    async def decided(self, since: float, at_most: int) -> int:
+        """How many were decided since then, seconds since 1970, and are so still, counting up to `at_most`."""
+        rows = await self._database.scan(_DECIDED, (since, at_most))
         return int(rows[0][0])
 
     async def standing(self, grace_s: float) -> tuple[float, float, int, int]:

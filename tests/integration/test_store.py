@@ -307,6 +307,15 @@ async def test_the_store_runs_on_the_systems_clock_too(database: Database) -> No
     assert (priority, count, replicas) == (1, 1, 0)
 
 
+async def test_decisions_of_the_last_seconds_are_counted_up_to_a_bound(database: Database) -> None:
+    store = a_store(database)
+    claims = await accepted(store, *range(6))
+    await store.settle([replace(decided(claim), decided_at=100.0 + n) for n, claim in enumerate(claims[:5])])
+    assert await store.decided(102.0, 100) == 3
+    assert await store.decided(0.0, 2) == 2
+    assert await store.decided(200.0, 100) == 0
+
+
 async def test_standing_tells_of_work_whose_owner_is_gone_and_not_of_a_backlog(database: Database) -> None:
     gone, there = a_store(database, "gone", lease_s=-5.0), a_store(database, "there")
     assert await there.standing(0.0) == (0.0, 0.0, 0, 0)

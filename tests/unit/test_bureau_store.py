@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import cast
 
 import pytest
 from sqlalchemy import inspect
@@ -12,8 +13,11 @@ from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.database import Database, Script, T, open_database
 from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.migrations import downgrade, upgrade
+from loanmesh.runtime.settings import PrivacySettings
 from services.bureau import store as store_module
 from services.bureau.gather import Key
+from services.bureau.keeping import Keeping
+from services.bureau.main import CLOCKS_DIFFER_S, _keep_private
 from services.bureau.profile import Answer
 from services.bureau.store import AnswerStore
 from services.bureau.tables import metadata
@@ -127,5 +131,48 @@ async def test_a_broken_disk_stops_nothing() -> None:
     store = AnswerStore(BrokenDisk(), FakeClock(), a_sealer())
     await store.put(a_key(), an_answer())
     await store.purge(1e9)
+    assert not await store.forget_erased(0.0)
     assert await store.get([a_key(), a_key("h2")]) == {a_key(): an_answer()}
     await store.close()
+
+
+class Looks:
+    """What looks for notes of erasures are told to begin at; answers as it is told."""
+
+    def __init__(self, *answers: bool | Exception) -> None:
+        self.answers = list(answers)
+        self.since: list[float] = []
+
+    async def forget_erased(self, noted_since: float) -> bool:
+        self.since.append(noted_since)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class NothingToSeal:
+    async def reseal(self, at_most: int) -> int:
+        return 0
+
+
+class Turns(FakeClock):
+    """Each sleep is over at once; after so many, whoever sleeps is cancelled."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    async def sleep(self, seconds: float) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise asyncio.CancelledError
+        self.advance(seconds)
+
+
+async def test_what_was_erased_while_the_notes_could_not_be_read_is_looked_for_afterwards() -> None:
+    clock, looks = Turns(4), Looks(False, RuntimeError("unforeseen"), True, True)
+    began, settings = clock.now().timestamp(), PrivacySettings(keys_file="-", pass_every_s=600)
+    with pytest.raises(asyncio.CancelledError):
+        await _keep_private(cast(AnswerStore, looks), cast(Keeping, NothingToSeal()), settings, clock)
+    assert [since - began + CLOCKS_DIFFER_S for since in looks.since] == [0, 0, 0, 1800]

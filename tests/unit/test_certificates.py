@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtensionOID, NameOID
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
@@ -131,6 +135,22 @@ def test_files_that_cannot_be_used_are_named_with_why(authority: Authority, tmp_
         with pytest.raises(BadCertificate, match=why) as bad:
             read(files)
         assert bad.value.role == role
+
+
+def test_a_certificate_whose_names_cannot_be_parsed_changes_nothing(authority: Authority, clock: FakeClock) -> None:
+    folder = authority.issue(Subject("client", "shop"))
+    watched = Watched(Files.in_folder(folder))
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "shop")])
+    names = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\xff\xff")
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, clock.now(), clock.now() + dt.timedelta(7))
+    broken = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    (folder / "tls.crt").write_bytes(broken.public_bytes(Encoding.PEM))
+    (folder / "tls.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with pytest.raises(BadCertificate, match="cannot be read: ValueError"):
+        read(Files.in_folder(folder))
+    assert not watched.look()
+    assert watched.material.identity
 
 
 def test_half_a_replacement_changes_nothing_until_it_is_whole(authority: Authority) -> None:

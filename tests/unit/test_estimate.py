@@ -110,3 +110,44 @@ async def test_estimates_kept_are_bounded_and_make_room_when_they_tell_nothing_a
     estimate.told("new", 2.0)
     assert estimate.came_true("0") is None
     assert estimate.came_true("new") == 0.0
+
+
+class Elsewhere:
+    """What others decide: so many a second, for ever."""
+
+    def __init__(self, a_second: float, clock: FakeClock) -> None:
+        self.a_second = a_second
+        self.clock = clock
+        self.spans: list[float] = []
+
+    async def __call__(self, since: float, at_most: int) -> int:
+        self.spans.append(self.clock.now().timestamp() - since)
+        return min(at_most, round(self.spans[-1] * self.a_second))
+
+
+async def test_a_replica_that_decides_nothing_estimates_by_what_the_others_decide() -> None:
+    clock = FakeClock()
+    estimate = Estimate(Backlog((1, 0, 6000, 4)), clock, Elsewhere(300, clock))
+    assert await estimate.seconds(1, LATE) == pytest.approx(20)
+    assert estimate.rate() is None, "what a replica does itself is another figure"
+
+
+async def test_time_in_which_nothing_waited_does_not_slow_the_others_rate() -> None:
+    clock = FakeClock()
+    backlog, elsewhere = Backlog(), Elsewhere(300, clock)
+    estimate = Estimate(backlog, clock, elsewhere)
+    assert await estimate.seconds(1, LATE) == AT_LEAST_S
+    backlog.rows = [(1, 0, 6000, 4)]
+    clock.advance(4)
+    assert await estimate.seconds(1, LATE) == pytest.approx(20)
+    assert elsewhere.spans == [pytest.approx(4)]
+
+
+async def test_a_rate_of_others_that_cannot_be_counted_any_more_is_forgotten() -> None:
+    clock = FakeClock()
+    backlog = Backlog((1, 0, 6000, 4))
+    estimate = Estimate(backlog, clock, Elsewhere(300, clock))
+    await estimate.seconds(1, LATE)
+    backlog.fails = True
+    clock.advance(61)
+    assert await estimate.seconds(1, LATE) == UNKNOWN_S

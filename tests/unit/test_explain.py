@@ -9,8 +9,8 @@ from lending.intake.v1.intake_service_pb2 import Decision
 from lending.type.v1.loan_pb2 import LoanRequest
 from lending.type.v1.reason_pb2 import Fact, Reason, Value
 
+from services.intake.dictionary import labels
 from services.intake.explain import explain
-from services.intake.main import labels
 from services.pricing.policy import load_policy
 
 LOAN = LoanRequest(amount_fen=340_000, term_months=6)

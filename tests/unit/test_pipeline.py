@@ -12,6 +12,7 @@ from lending.scoring.v1.scoring_service_pb2 import Score
 
 from loanmesh.runtime.clock import FakeClock
 from services.intake.application import Claim
+from services.intake.dictionary import sources
 from services.intake.parking import Parking
 from services.intake.pipeline import Pipeline
 from services.intake.ports import Answer, Awaiting, Broken, Case, Decided, Deferred, Parked, Result, Unavailable, Unfit
@@ -62,7 +63,7 @@ def a_pipeline(fake: Fake, clock: FakeClock, reports: list[str] | None = None, *
     settings = ParkingSettings.model_validate(parking)
     return Pipeline(
         fake, fake, fake, fake, clock, random.Random(1), 14, Parking(settings, clock, random.Random(1)),
-        lambda event, **_: told.append(event),
+        lambda event, **_: told.append(event), sources(),
     )  # fmt: skip
 
 
@@ -138,6 +139,22 @@ async def test_a_consent_that_only_bureaus_clock_refuses_is_no_matter_of_the_app
 async def test_no_decline_rests_on_a_profile_without_reports() -> None:
     result = await decide(Fake(profile=CreditProfile(), pricing=Pricing(outcome=Pricing.OUTCOME_DECLINED)))
     assert isinstance(result, Deferred)
+
+
+async def test_no_decline_rests_on_a_profile_that_leaves_a_source_out() -> None:
+    for left_out in sources():
+        profile = a_profile("person", 1)
+        kept = [report for report in profile.reports if report.source != left_out]
+        partial = CreditProfile(reports=kept, gather_time=profile.gather_time)
+        result = await decide(Fake(profile=partial, pricing=Pricing(outcome=Pricing.OUTCOME_DECLINED)))
+        assert isinstance(result, Deferred)
+        assert result.waiting_for == (f"source_missing:{left_out}",)
+
+
+async def test_a_decline_on_a_whole_profile_is_committed() -> None:
+    for kind in ("person", "firm"):
+        result = await decide(Fake(profile=a_profile(kind, 1), pricing=Pricing(outcome=Pricing.OUTCOME_DECLINED)))
+        assert isinstance(result, Decided)
 
 
 # --- What breaks a stage ---

@@ -70,7 +70,7 @@ def test_numbers_and_objects_are_looked_at_too() -> None:
 
 
 CRASH = f"""
-import logging, warnings, sys
+import logging, threading, warnings, sys
 from loanmesh.runtime.redaction import guard_outputs
 from loanmesh.runtime.telemetry import start_telemetry
 from loanmesh.runtime.settings import TelemetrySettings
@@ -80,6 +80,15 @@ guard_outputs()
 structlog.get_logger().error("call_failed", exc_info=ValueError("{PERSON} is wrong"))
 logging.getLogger("asyncio").error("task failed: %s", "{FIRM}")
 warnings.warn("careless {MOBILE}")
+def fail():
+    raise LookupError("in a thread, of {PERSON}")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+class Held:
+    def __del__(self):
+        raise ArithmeticError("in a finaliser, of {PERSON}")
+Held()
 raise RuntimeError("of {CARD}")
 """
 
@@ -90,5 +99,7 @@ def test_a_process_that_falls_over_shows_nothing() -> None:
     for said in (PERSON, FIRM, MOBILE, CARD):
         assert said not in done.stderr + done.stdout
     assert "RuntimeError: of [masked]" in done.stderr
+    assert "LookupError: in a thread, of [masked]" in done.stderr
+    assert "ArithmeticError: in a finaliser, of [masked]" in done.stderr
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert {"call_failed", "library_says"} == {line["event"] for line in lines}
