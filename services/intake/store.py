@@ -42,6 +42,8 @@ RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload
   not_before, traceparent, faults, original IS NOT NULL, lost_lease, key_id, data_key"""
 _CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
 _CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
+_SYNC = Statement("SELECT {synced}")
+"""What was found instead of written may be on one disk only: the answer is to wait until it is on all it should be."""
 _RENEW = """
 UPDATE application SET lease_until = {now} + ? WHERE id = ? AND fence = ? AND owner = ? AND state = 'PENDING'
 RETURNING id"""
@@ -178,6 +180,8 @@ class Store:
             yield Statement(_INSERT_SUBJECT, sorted(subjects))
             old = [n for n, _ in batch if n.id not in inserted]
             found = iter((yield Statement(_FIND, [(n.lender, n.client_id, n.request_id) for n in old])))
+            if old:
+                yield _SYNC
             answers = []
             for new, ours in batch:
                 if new.id in inserted:
@@ -267,7 +271,10 @@ class Store:
             deferred = yield from self._defer([r for r in results if isinstance(r, Deferred)])
             awaiting = yield from self._await([r for r in results if isinstance(r, Awaiting)])
             parked = yield from self._park([r for r in results if isinstance(r, Parked)])
-            return decided | deferred | awaiting | parked
+            ours = decided | deferred | awaiting | parked
+            if len(ours) < len(results):
+                yield _SYNC  # Settled before, perhaps by us: callers will be told of that.
+            return ours
 
         return await self._database.run(script)
 
@@ -408,6 +415,7 @@ class Store:
             used = yield Statement(_FIND_REQUEST, [(application_id, request_id)])
             if used:
                 self._require_same(request_id, json.loads(used[0][0]), {"kind": kind, **said})
+                yield _SYNC
                 return
             if erased_at is not None:
                 raise erased(application_id, erased_at)
