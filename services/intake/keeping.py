@@ -201,8 +201,8 @@ class Keeping:
         try:
             plain = self._privacy.stored(lender, id_, row[9], row[10]).unseal(row[7], "payload")
             yield from self._forget_subject(lender, id_, plain)
-        except Unsealable as error:
-            # Nobody will read it again: it goes, and its look-ups find an erased row.
+        except (DependencyDown, Unsealable) as error:
+            # It goes whether or not its key comes back, and must not hold up the others; look-ups find an erased row.
             log.error("erased_unread", application=id_, error=str(error))
         event = Happening(revision + 1, "erased", at, self._owner, {"rule": rule})
         hash_ = chain(before, id_, event)
