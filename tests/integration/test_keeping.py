@@ -17,8 +17,9 @@ from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.sealed import Sealer, is_sealed
 from services.intake import erasure
 from services.intake.application import Claim, Happening, New, State, chain, digest
-from services.intake.erasure import Eraser, Upkeep
-from services.intake.keeping import Keeping
+from services.intake.erasure import Eraser, Fate, Upkeep
+from services.intake.erasure_servicer import told
+from services.intake.keeping import DONE, Keeping
 from services.intake.ports import Decided
 from services.intake.privacy import Privacy
 from services.intake.retention import DAY_S, RetentionSettings
@@ -188,6 +189,17 @@ async def test_a_pass_that_is_cut_goes_on_and_only_one_replica_is_at_it(database
     assert await after.upkeep.reseal() == 3
 
 
+async def test_one_that_cannot_be_read_is_not_come_back_to_on_the_same_day(database: Database) -> None:
+    await declined(Replica(database), new(1), new(2))
+    await _set(database, "id-001", data_key=b"spoiled")
+    after = Replica(database, rotated())
+    assert await after.upkeep.reseal() == 1
+    assert await after.keeping.take("reseal") == (DONE, after.privacy.goal())
+    tomorrow = Replica(database, rotated(), at_s=DAY_S)
+    await _set(database, "id-002", look_up_id="as before")
+    assert await tomorrow.upkeep.reseal() == 1
+
+
 async def test_what_was_stored_before_sealing_is_read_and_sealed_once_it_is_decided(database: Database) -> None:
     before = Replica(database, seals=False)
     await declined(before, new(1))
@@ -326,6 +338,13 @@ async def test_a_subject_with_many_kept_applications_is_forgotten_in_one_call(
         fates, more, _ = await replica.eraser.erase(LENDER, 1, number_of(7), only_look=False)
         assert (sum(fate.erased for fate in fates), more) == (erased, left)
     assert [fate.id for fate in fates if not fate.erased] == [f"id-{n:03d}" for n in range(7)]
+
+
+def test_what_was_erased_is_told_before_what_is_kept_where_not_all_of_it_fits() -> None:
+    kept = [Fate(f"kept-{n}", erased=False) for n in range(erasure.AT_ONCE_MAX + 5)]
+    gone = [Fate(f"gone-{n}", erased=True) for n in range(3)]
+    shown = told([*kept, *gone])
+    assert shown == [*kept[: erasure.AT_ONCE_MAX - 3], *gone]
 
 
 async def _set(database: Database, application_id: str, **columns: object) -> None:
