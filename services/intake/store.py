@@ -229,11 +229,14 @@ class Store:
                 broken.append(claimed)
             else:
                 later.append((KEY_AWAY_S, row[0], row[2], self._owner))
-        if broken:
-            await self.settle(broken)
-        if later:
-            later.sort(key=lambda row: str(row[1]))
-            await self._database.run(lambda: _do(Statement(_LATER, later)))
+        try:
+            if broken:
+                await self.settle(broken)
+            if later:
+                later.sort(key=lambda row: str(row[1]))
+                await self._database.run(lambda: _do(Statement(_LATER, later)))
+        except DependencyDown as error:  # Their leases end by themselves; the others are ours, and not to wait for that.
+            log.warning("unreadable_not_put_aside", error=str(error))
         return sorted(claims, key=lambda claim: (claim.priority, claim.not_before))
 
     def _claimed(self, row: Row) -> Claim | Parked | None:
