@@ -235,7 +235,7 @@ class Store:
             if later:
                 later.sort(key=lambda row: str(row[1]))
                 await self._database.run(lambda: _do(Statement(_LATER, later)))
-        except DependencyDown as error:  # Their leases end by themselves; the others are ours, and not to wait for that.
+        except DependencyDown as error:  # Their leases end by themselves; the others need not wait for it.
             log.warning("unreadable_not_put_aside", error=str(error))
         return sorted(claims, key=lambda claim: (claim.priority, claim.not_before))
 
