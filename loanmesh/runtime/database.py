@@ -108,6 +108,7 @@ class SqliteDatabase:
         self._scanner = ThreadPoolExecutor(1, thread_name_prefix="sqlite-scan")
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="sqlite-disk")
         self._writing: asyncio.Task[None] | None = None
+        self._closed = False
 
     def _connect(self, busy_s: float) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=busy_s, isolation_level=None, check_same_thread=False)
@@ -117,6 +118,8 @@ class SqliteDatabase:
 
     async def run(self, script: Callable[[], Script[T]]) -> T:
         """Queue the script for the writer; returns after the COMMIT that carries it."""
+        if self._closed:
+            raise DependencyDown("the database is closed")
         future: asyncio.Future[T] = self._loop.create_future()
         self._jobs.append((script, future))
         if self._writing is None:
@@ -145,6 +148,7 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         """Commit what waits, then close."""
+        self._closed = True
         if self._writing:
             await self._writing
         for executor in (self._disk, self._scanner):
@@ -159,9 +163,12 @@ class SqliteDatabase:
                 group = [self._jobs.popleft() for _ in range(min(_GROUP_MAX, len(self._jobs)))]
                 try:
                     answers = await self._commit(group)
-                except sqlite3.Error as error:
-                    # Not even a rollback: this connection is lost, and those who wait must not be lost with it.
-                    self._writer = None
+                except Exception as error:  # noqa: BLE001  Whatever it is, those who wait must not wait for ever.
+                    # Not even a rollback: this connection is given up, and with it what it holds.
+                    lost, self._writer = self._writer, None
+                    if lost:
+                        with contextlib.suppress(sqlite3.Error):
+                            lost.close()
                     answers = _all(group, error)
                 for future, value in answers:
                     if not future.done():
@@ -179,7 +186,7 @@ class SqliteDatabase:
         answers: list[_Answer] = []
         try:
             await self._begin(writer)
-            for script, future in group:
+            for number, (script, future) in enumerate(group, 1):
                 # One bad script must not take its neighbours' changes with it.
                 writer.execute("SAVEPOINT script")
                 try:
@@ -190,8 +197,10 @@ class SqliteDatabase:
                     writer.execute("ROLLBACK TO script")
                     answers.append((future, error))
                 writer.execute("RELEASE script")
+                if number % _ROWS_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # noqa: TID251  Others get their turn; takes no time.
             await self._on_disk(writer.execute, "COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, MemoryError) as error:
             if writer.in_transaction:
                 writer.execute("ROLLBACK")
             return _all(group, error)
@@ -228,7 +237,7 @@ class SqliteDatabase:
 _Answer = tuple["asyncio.Future[Any]", Any]
 
 
-def _all(group: Sequence[_Job], error: sqlite3.Error) -> list[_Answer]:
+def _all(group: Sequence[_Job], error: Exception) -> list[_Answer]:
     down = DependencyDown(f"the database cannot be written: {error}")
     return [(future, down) for _, future in group]
 

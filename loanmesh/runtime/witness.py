@@ -31,6 +31,8 @@ class WitnessedClock:
     def __init__(self, own: Clock, ask: Callable[[], Awaitable[float]], told: Callable[[float], None]) -> None:
         """told  called with how many seconds our clock is ahead, when we cease to believe it."""
         self._own = own
+        self.monotonic = own.monotonic
+        """Seconds that never go back: our own, asked for a dozen times an application."""
         self._ask = ask
         self._told = told
         self._earliest_s = self._latest_s = float("nan")
@@ -65,10 +67,6 @@ class WitnessedClock:
         if own_s < self._earliest_s + passed_s - BOUND_S:
             return dt.datetime.fromtimestamp(self._earliest_s + passed_s, dt.UTC)
         return own
-
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-        return self._own.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         """Let at least `seconds` pass."""

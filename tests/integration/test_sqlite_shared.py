@@ -67,5 +67,23 @@ async def test_a_writer_that_waited_in_vain_says_so_and_writes_the_next(
     await ours.close()
 
 
+async def test_whatever_goes_wrong_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = SqliteDatabase(tmp_path / "a.db")
+    await ours.run(lambda: _statement("CREATE TABLE seen (n INTEGER)"))
+
+    async def cannot(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ours, "_on_disk", cannot)
+        with pytest.raises(DependencyDown, match="can't start new thread"):
+            await ours.run(lambda: _statement("INSERT INTO seen VALUES (1)"))
+    await ours.run(lambda: _statement("INSERT INTO seen VALUES (2)"))
+    assert await ours.read("SELECT n FROM seen") == [(2,)], "what was not committed is gone, and the next is written"
+    await ours.close()
+    with pytest.raises(DependencyDown, match="closed"):
+        await ours.run(lambda: _statement("INSERT INTO seen VALUES (3)"))
+
+
 def _statement(sql: str) -> Script[None]:
     yield Statement(sql)
