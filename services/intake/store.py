@@ -520,10 +520,10 @@ class Store:
 
     async def changed(self, lender: str, application_id: str) -> Snapshot:
         """One application as a change left it; without its content where that cannot be read. Raises NotFound."""
-        row = await self._one(lender, application_id)
         try:
-            return self._snapshot(row)
+            return await self.get(lender, application_id)
         except (WrongState, DependencyDown):
+            row = await self._one(lender, application_id)
             return self._unsealed((*row[:2], b"", *row[3:13], None, *row[14:16], None, None))
 
     async def _one(self, lender: str, application_id: str) -> Row:
