@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from loanmesh.runtime import authorisation
-from loanmesh.runtime.database import ACQUIRE_S, COMMAND_S, PostgresDatabase
+from loanmesh.runtime.database import ACQUIRE_S, COMMIT_S, PostgresDatabase
 from loanmesh.runtime.knobs import Knob, knobs
 from loanmesh.runtime.settings import ServiceSettings, prefix_of
 from services.bureau.settings import BureauSettings
@@ -30,7 +30,7 @@ CALLS_S_MAX = max(mesh.DEADLINES_S.values())
 """The longest call between services, seconds."""
 BATCH_S_MAX = sum(mesh.DEADLINES_S[call] for call in ("GatherProfiles", "ScoreProfiles", "PriceApplications"))
 """How long a batch that has begun may take through all stages, seconds."""
-COMMIT_S_MAX = ACQUIRE_S + COMMAND_S
+COMMIT_S_MAX = ACQUIRE_S + COMMIT_S
 """How long its commit may then take where the database is slow: to get a connection, and a statement. Seconds."""
 POOL_MAX: int = inspect.signature(PostgresDatabase.connect).parameters["connections"].default
 """Connections to PostgreSQL that one replica may open."""

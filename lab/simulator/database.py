@@ -24,7 +24,7 @@ from loanmesh.runtime.database import Row, Script, Statement, drive, sqlite_exec
 from loanmesh.runtime.errors import DependencyDown
 
 T = TypeVar("T")
-_WORDS = {"{now}": "sim_now()", "{skip_locked}": "", "{for_update}": ""}
+_WORDS = {"{now}": "sim_now()", "{skip_locked}": "", "{for_update}": "", "{synced}": "1"}
 INTAKE_GUARDS = """
 CREATE TRIGGER lease_respected BEFORE UPDATE OF fence ON application
 WHEN NEW.fence > OLD.fence AND OLD.owner IS NOT NULL AND OLD.lease_until >= sim_now()

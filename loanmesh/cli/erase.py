@@ -110,7 +110,9 @@ def _show(console: Console, answer: pb.EraseSubjectResponse, dry_run: bool) -> N
     if not answer.applications:
         console.print("no application of this subject is kept")
     console.print(f"{answer.answers_erased} cached answers of sources {would}erased")
-    if answer.more:
-        console.print("there are more: run the same command again")
+    if answer.more and not dry_run:
+        console.print("there may be more: run the same command again")
     elif dry_run:
+        if answer.more:
+            console.print("there may be more than are shown")
         console.print("nothing was changed; without --dry-run it is")

@@ -173,10 +173,14 @@ async def _reseal(service: Service, state: Path | None, json_: bool) -> tuple[in
                     console.print(f"[dim]{total} moved, at {place}[/]")
             return total, await keeping.use()
         from loanmesh.runtime.sealed import Sealer
+        from services.bureau.gather import Key as BureauKey
+        from services.bureau.keeping import FIRST
         from services.bureau.keeping import Keeping as BureauKeeping
 
         bureau = BureauKeeping(database, Sealer(keys))
-        while moved := await bureau.reseal(ROWS):
+        after: BureauKey | None = FIRST
+        while after:
+            after, moved = await bureau.reseal(after, ROWS)
             total += moved
         return total, await bureau.use()
     finally:

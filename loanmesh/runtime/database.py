@@ -3,7 +3,8 @@
 A change is a *script*: a generator that yields statements and is handed their RETURNING rows. The script is written
 once; each database drives it inside one transaction. Statements use `?` for parameters, and these words where the two
 dialects differ: `{now}` (the database's clock, seconds since 1970), `{skip_locked}` (claims that do not wait),
-`{for_update}` (rows that nobody else may change meanwhile).
+`{for_update}` (rows that nobody else may change meanwhile), `{synced}` (to select: the COMMIT then waits for the
+standby even where the script changed nothing, and so for whatever was committed before).
 """
 
 from __future__ import annotations
@@ -75,7 +76,12 @@ async def open_database(url: str) -> Database:
 
 # --- SQLite: statements on the event loop, their COMMIT in a thread; whoever waits meanwhile is in the next one. ---
 
-_SQLITE_WORDS = {"{now}": "((julianday('now') - 2440587.5) * 86400.0)", "{skip_locked}": "", "{for_update}": ""}
+_SQLITE_WORDS = {
+    "{now}": "((julianday('now') - 2440587.5) * 86400.0)",
+    "{skip_locked}": "",
+    "{for_update}": "",
+    "{synced}": "1",
+}
 _Job = tuple[Callable[[], Script[Any]], "asyncio.Future[Any]"]
 _GROUP_MAX = 256
 _ROWS_AT_ONCE = 64
@@ -291,6 +297,8 @@ _POSTGRES_WORDS = {
     "{now}": "(extract(epoch from clock_timestamp())::float8)",
     "{skip_locked}": "FOR UPDATE SKIP LOCKED",
     "{for_update}": "FOR UPDATE",
+    # Any record in the log does: a COMMIT that wrote none waits for nobody.
+    "{synced}": "pg_logical_emit_message(true, 'loanmesh', '')::text",
 }
 _COME_AGAIN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
 """What may pass by itself: a broken connection, a server that stops or starts, no space, a confused driver ..."""
@@ -301,30 +309,37 @@ _AT_ONCE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _RUNS_MAX = 5
 ACQUIRE_S = 10.0
 """How long a caller waits for a free connection, seconds."""
-COMMAND_S = 10.0
-"""How long a statement may take, seconds; COMMIT is one."""
+STATEMENT_S = 10.0
+"""How long a statement may take before it is cancelled, seconds."""
+COMMIT_S = 10.0
+"""How long a COMMIT may take before its connection is given up, seconds."""
+_WARNING = "01000"
+"""SQLSTATE of the warning by which PostgreSQL says that it committed without waiting for its standby."""
 
 
 class PostgresDatabase:
     """synchronous_commit=on, as the server's default must stay: an acknowledged row survives a crash."""
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Any, commit_s: float = COMMIT_S) -> None:
         self._pool = pool
+        self._commit_s = commit_s
 
     @classmethod
-    async def connect(cls, url: str, connections: int = 4) -> PostgresDatabase:
+    async def connect(
+        cls, url: str, connections: int = 4, *, statement_s: float = STATEMENT_S, commit_s: float = COMMIT_S
+    ) -> PostgresDatabase:
         """Open a pool. Raises DependencyDown when the server does not answer."""
         try:
             pool = await asyncpg.create_pool(
                 url,
                 min_size=1,
                 max_size=connections,
-                command_timeout=COMMAND_S,
+                command_timeout=statement_s,
                 server_settings={"synchronous_commit": "on"},
             )
         except _COME_AGAIN as error:
             raise DependencyDown(f"PostgreSQL does not answer: {type(error).__name__}") from error
-        return cls(pool)
+        return cls(pool, commit_s)
 
     async def run(self, script: Callable[[], Script[T]]) -> T:
         """Run a script in one transaction."""
@@ -332,14 +347,47 @@ class PostgresDatabase:
         async def use(connection: Any) -> T:
             for run in itertools.count(1):
                 try:
-                    async with connection.transaction():
-                        return await _drive(script(), lambda s: _postgres_execute(connection, s))
+                    return await self._transact(connection, script)
                 except _AT_ONCE:
                     if run == _RUNS_MAX:
                         raise
             raise AssertionError("the last run returns or raises")
 
         return await self._with_connection("written", use)
+
+    async def _transact(self, connection: Any, script: Callable[[], Script[T]]) -> T:
+        # Not by the driver's own transactions: their COMMIT has the time of any statement, and is cancelled after it.
+        await connection.execute("BEGIN")
+        try:
+            result = await _drive(script(), lambda s: _postgres_execute(connection, s))
+        except BaseException:
+            await connection.execute("ROLLBACK")
+            raise
+        await self._commit(connection)
+        return result
+
+    async def _commit(self, connection: Any) -> None:
+        """COMMIT, on as many disks as the server is told to. Raises DependencyDown where it is on fewer.
+
+        Never cancelled: while its standby is away PostgreSQL answers a cancelled COMMIT by committing on its own disk
+        alone, and shows the rows to everybody. A connection that is given up leaves it waiting.
+        """
+        heard: list[str] = []
+
+        def hear(_: object, message: Any) -> None:
+            heard.append(message.sqlstate)
+
+        giving_up = asyncio.get_running_loop().call_later(self._commit_s, connection.terminate)
+        connection.add_log_listener(hear)
+        try:
+            await connection.execute("COMMIT", timeout=2 * self._commit_s)
+        finally:
+            giving_up.cancel()
+            with contextlib.suppress(asyncpg.InterfaceError):  # Given up: it is no longer ours.
+                connection.remove_log_listener(hear)
+        if _WARNING in heard:
+            # Somebody else cancelled it: it is committed on one disk, and not to be acknowledged.
+            raise DependencyDown("PostgreSQL did not wait for its standby")
 
     async def read(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
         """Read committed rows."""

@@ -12,11 +12,14 @@ from services.bureau.profile import Answer
 
 _OLD_KEYS = """
 SELECT lender, subject_hash, source, answer, sealed, key_id, fetched_at FROM source_answer
-WHERE key_id IS NULL OR key_id <> ? LIMIT ?"""
+WHERE (lender, subject_hash, source) > (?, ?, ?) AND (key_id IS NULL OR key_id <> ?)
+ORDER BY lender, subject_hash, source LIMIT ?"""
 _RESEAL = """
 UPDATE source_answer SET sealed = ?, key_id = ?, answer = ''
 WHERE lender = ? AND subject_hash = ? AND source = ? AND fetched_at = ?"""
 _USE = "SELECT key_id, count(*) FROM source_answer GROUP BY 1"
+FIRST: Key = ("", "", "")
+"""Before all answers."""
 log = structlog.get_logger()
 
 
@@ -41,9 +44,12 @@ class Keeping:
         self._database = database
         self._sealer = sealer
 
-    async def reseal(self, at_most: int) -> int:
-        """Seal answers anew that are under an older key, or none; how many."""
-        rows = await self._database.scan(_OLD_KEYS, (self._sealer.keys.seal().id, at_most))
+    async def reseal(self, after: Key, at_most: int) -> tuple[Key | None, int]:
+        """Seal answers anew that are under an older key, or none: (the last looked at, None at the end; how many).
+
+        after  go on from there. What cannot be read stays as it is, and hides nothing behind it.
+        """
+        rows = await self._database.scan(_OLD_KEYS, (*after, self._sealer.keys.seal().id, at_most))
 
         def script() -> Script[int]:
             moved = []
@@ -58,7 +64,8 @@ class Keeping:
             yield Statement(_RESEAL, moved)
             return len(moved)
 
-        return await self._database.run(script) if rows else 0
+        place = (rows[-1][0], rows[-1][1], rows[-1][2]) if len(rows) == at_most else None
+        return place, await self._database.run(script) if rows else 0
 
     async def use(self) -> dict[str, int]:
         """How many answers need each sealing key, by its id; '' for those that are not sealed."""

@@ -29,8 +29,8 @@ from loanmesh.runtime.tracing import recorder
 from loanmesh.runtime.vitals import Queue, SourceFigures, Vitals
 from services.bureau import store as stored
 from services.bureau.brownout import SERVE_CACHED, Brownout
-from services.bureau.gather import Gatherer
-from services.bureau.keeping import Keeping
+from services.bureau.gather import Gatherer, Key
+from services.bureau.keeping import FIRST, Keeping
 from services.bureau.servicer import BureauServicer
 from services.bureau.settings import BureauSettings
 from services.bureau.sources import load_sources
@@ -145,10 +145,11 @@ async def _keep_private(store: AnswerStore, keeping: Keeping, settings: PrivacyS
                 looked = look
         with resealing:
             try:
-                started = clock.monotonic()
-                while await keeping.reseal(settings.pass_rows):
-                    await clock.sleep(9 * max(0.001, clock.monotonic() - started))
+                after: Key | None = FIRST
+                while after:
                     started = clock.monotonic()
+                    after, _ = await keeping.reseal(after, settings.pass_rows)
+                    await clock.sleep(9 * max(0.001, clock.monotonic() - started))
             except NotNow as error:
                 structlog.get_logger().warning("reseal_waits", error=str(error))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import structlog
 
 from loanmesh.runtime.clock import Clock
-from loanmesh.runtime.database import Database, Script, Statement
+from loanmesh.runtime.database import Database, Row, Script, Statement
 from loanmesh.runtime.errors import NotNow
 from loanmesh.runtime.sealed import Sealer, Unsealable
 from services.bureau.gather import Key
@@ -32,7 +32,8 @@ _ERASE = "DELETE FROM source_answer WHERE lender = ? AND subject_hash = ? RETURN
 _NOTE_ERASED = """
 INSERT INTO erasure (lender, subject_hash, erased_at) VALUES (?, ?, ?)
 ON CONFLICT (lender, subject_hash) DO UPDATE SET erased_at = excluded.erased_at"""
-_ERASED = "SELECT lender, subject_hash FROM erasure WHERE erased_at >= ?"
+_ERASED = "SELECT lender, subject_hash, erased_at FROM erasure WHERE erased_at >= ?"
+_ERASE_LATECOMERS = "DELETE FROM source_answer WHERE lender = ? AND subject_hash = ? AND fetched_at <= ?"
 _FORGET_NOTES = "DELETE FROM erasure WHERE erased_at < ?"
 NOTED_S = 3600.0
 """How long an erasure is noted after all replicas should have seen it: clocks differ, and replicas sleep."""
@@ -118,12 +119,18 @@ class AnswerStore:
     async def forget_erased(self, noted_since: float) -> bool:
         """Drop from memory what any replica erased since (seconds since 1970), and notes that all have seen.
 
+        From the disk, too: a replica that was writing an answer just then did not see the erasure, nor that the answer.
         False where the notes could not be read: the next look must begin where this one did.
         """
+
+        def script() -> Script[None]:
+            yield Statement(_ERASE_LATECOMERS, sorted(rows))
+            yield Statement(_FORGET_NOTES, [(noted_since - NOTED_S,)])
+
         try:
             rows = await self._database.scan(_ERASED, (noted_since,))
             self._drop({(row[0], row[1]) for row in rows})
-            await self._database.run(lambda: _one(Statement(_FORGET_NOTES, [(noted_since - NOTED_S,)])))
+            await self._database.run(script)
         except NotNow as error:
             log.warning("cache_unreadable", error=str(error))
             return False
@@ -174,11 +181,17 @@ class AnswerStore:
                 (*key, *sealed(self._sealer, key, answer), answer.fetched_at)
                 for key, answer in sorted(batch, key=lambda b: b[0])
             ]
-            put = Statement(_PUT, rows)
             try:
-                await self._database.run(lambda put=put: _one(put))  # type: ignore[misc]
+                await self._database.run(lambda rows=rows: _put(rows))  # type: ignore[misc]
             except NotNow as error:
                 log.warning("cache_unwritable", error=str(error), dropped=len(rows))
+
+
+def _put(rows: Sequence[Row]) -> Script[None]:
+    """Write answers, but those of before their subject was erased: by another replica, while they waited here."""
+    notes = yield Statement(_ERASED, [(min(row[-1] for row in rows),)])
+    erased = {(lender, subject): at for lender, subject, at in notes}
+    yield Statement(_PUT, [row for row in rows if erased.get(row[:2], -1.0) < row[-1]])
 
 
 def _one(statement: Statement) -> Script[None]:

@@ -12,7 +12,7 @@ from services.intake.keeping import DONE, Held, Keeping
 from services.intake.retention import DAY_S, Keep, RetentionSettings, Standing, must_keep, over
 
 AT_ONCE_MAX = 500
-"""Applications of one subject that are looked at in one call, as the contract says."""
+"""Applications of one subject that are erased, or told of, in one call, as the contract says."""
 ROWS_MAX = 100
 """Applications erased in one transaction: a few milliseconds."""
 ASKED = "asked"
@@ -47,26 +47,23 @@ class Eraser:
         self._clock = clock
 
     async def erase(self, lender: str, kind: int, number: str, *, only_look: bool) -> tuple[Sequence[Fate], bool, int]:
-        """(What became of each application, whether there are more, cached answers deleted). Safe to repeat.
+        """(What became of each application, oldest first, whether there are more to erase, cached answers deleted).
 
-        Raises DependencyDown; what was erased so far stays erased.
+        Safe to repeat. Raises DependencyDown; what was erased so far stays erased.
         """
-        held: list[Held] = []
-        after = ""
-        # Erased ones are found no more, so that a repeated call comes to those behind them.
-        while page := await self._keeping.of_subject(lender, number, after, ROWS_MAX):
-            held += page
-            after = page[-1].id
-            if len(page) < ROWS_MAX or len(held) >= AT_ONCE_MAX:
-                break
-        more = len(held) >= AT_ONCE_MAX
         answers = await self._evidence.erase_subject(lender, kind, number, only_count=only_look)
-        fates = [self._fate(one) for one in held]
-        if not only_look:
-            going = [fate.id for fate in fates if fate.erased and not fate.before]
-            for start in range(0, len(going), ROWS_MAX):
-                await self._keeping.erase(going[start : start + ROWS_MAX], ASKED, self._keep)
-        return fates, more, answers
+        fates: list[Fate] = []
+        erased, after = 0, ""
+        # Past all that are kept, however many: a repeated call would only come to the same ones again.
+        while erased < AT_ONCE_MAX and (page := await self._keeping.of_subject(lender, number, after, ROWS_MAX)):
+            after = page[-1].id
+            found = [self._fate(one) for one in page]
+            going = [fate.id for fate in found if fate.erased and not fate.before]
+            if going and not only_look:
+                await self._keeping.erase(going, ASKED, self._keep)
+            fates += found
+            erased += len(going)
+        return fates, erased >= AT_ONCE_MAX, answers
 
     def _fate(self, one: Held) -> Fate:
         if one.erased_at is not None:

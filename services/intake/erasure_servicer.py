@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -12,7 +13,7 @@ from lending.type.v1.party_pb2 import Identity
 from loanmesh.runtime.caller import proven_path
 from loanmesh.runtime.errors import InvalidRequest
 from loanmesh.runtime.identity import valid_credit_code, valid_resident_id
-from services.intake.erasure import Eraser, Fate
+from services.intake.erasure import AT_ONCE_MAX, Eraser, Fate
 
 SERVICE_NAME = "lending.intake.v1.ErasureService"
 _VALID = {
@@ -40,9 +41,15 @@ class ErasureServicer(ErasureServiceServicer):
             log.warning("subject_erased", lender=request.parent, actor=request.actor, proven=proven_path(),
                         applications=erased, kept=sum(not fate.erased for fate in fates), answers=answers)  # fmt: skip
         response = pb.EraseSubjectResponse(more=more, answers_erased=answers)
-        for fate in fates:
+        for fate in told(fates):
             _add(response, request.parent, fate)
         return response
+
+
+def told(fates: Sequence[Fate]) -> list[Fate]:
+    """Those that fit into an answer, oldest first: before what is kept, what was erased, which is told only once."""
+    first = sorted(range(len(fates)), key=lambda number: not fates[number].erased)[:AT_ONCE_MAX]
+    return [fates[number] for number in sorted(first)]
 
 
 def _add(response: pb.EraseSubjectResponse, lender: str, fate: Fate) -> None:

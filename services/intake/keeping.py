@@ -88,8 +88,8 @@ class Keeping:
     # --- Sealing anew ---
 
     async def reseal(self, after: str, at_most: int) -> tuple[str, int, int]:
-        """Go on from an id: (last id looked at, or DONE; how many were sealed, wrapped or hashed anew; how many could
-        not be, and must be looked at again)."""
+        """Go on from an id: (last id looked at, or DONE; how many were sealed, wrapped or hashed anew; how many wait
+        for their decision, and must be looked at again). What cannot be read is left for the pass of another day."""
         rows = await self._database.scan(_WALK, (after, WALK_ROWS))
         seal, look_up = self._privacy.sealer.keys.seal().id, self._privacy.look_up_id()
         place, wanted, waiting = DONE if len(rows) < WALK_ROWS else rows[-1][0], [], 0
@@ -106,7 +106,7 @@ class Keeping:
                 place = application_id
                 break
         moved = await self._database.run(lambda: self._reseal_all(wanted)) if wanted else 0
-        return place, moved, waiting + len(wanted) - moved
+        return place, moved, waiting
 
     def _reseal_all(self, ids: Sequence[str]) -> Script[int]:
         moved = 0
@@ -201,8 +201,8 @@ class Keeping:
         try:
             plain = self._privacy.stored(lender, id_, row[9], row[10]).unseal(row[7], "payload")
             yield from self._forget_subject(lender, id_, plain)
-        except Unsealable as error:
-            # Nobody will read it again: it goes, and its look-ups find an erased row.
+        except (DependencyDown, Unsealable) as error:
+            # It goes whether or not its key comes back, and must not hold up the others; look-ups find an erased row.
             log.error("erased_unread", application=id_, error=str(error))
         event = Happening(revision + 1, "erased", at, self._owner, {"rule": rule})
         hash_ = chain(before, id_, event)

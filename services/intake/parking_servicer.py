@@ -50,7 +50,7 @@ class ParkingServicer(ParkingServiceServicer):
     async def _release(self, name: str, request: pb.ReleaseApplicationsRequest) -> None:
         lender, application_id = name.split("/applications/")
 
-        def apply(state: State, _: bytes, __: bytes | None) -> dict[str, object]:
+        def apply(state: State, *_: object) -> dict[str, object]:
             require_allowed("release", application_id, state)
             return {"state": State.PENDING.value, "faults": 0, "waiting_for": "[]", "due_at": None, "not_before": 0.0}
 

@@ -22,6 +22,7 @@ from loanmesh.runtime.deadline import remaining_s
 from loanmesh.runtime.errors import (
     DependencyDown,
     InvalidRequest,
+    LoanmeshError,
     NotFound,
     Overloaded,
     RequestIdConflict,
@@ -35,7 +36,7 @@ from services.intake.admission import Admission
 from services.intake.application import FINAL, New, Snapshot, State, Stored
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
-from services.intake.ports import Awaiting, Decided, Parked, Records
+from services.intake.ports import Apply, Awaiting, Decided, Parked, Records
 from services.intake.reception import Reception
 from services.intake.replay import Replay
 from services.intake.watch import Watch, Watching
@@ -159,10 +160,11 @@ class IntakeServicer(IntakeServiceServicer):
         for (result, new), one in zip(good, stored, strict=True):
             try:
                 await self._require_same(one, new)
-            except RequestIdConflict as error:
+                snapshot = old.get(one.id) or await self._snapshot(one, new)
+            except LoanmeshError as error:
+                # One that cannot be read, too, is an answer to its item alone.
                 result.error.CopyFrom(item_status(error))
             else:
-                snapshot = old[one.id] if one.existed else domain.as_stored(new)
                 result.application.CopyFrom(await self._to_proto(snapshot))
         context.set_trailing_metadata(((QUEUE_HEADER, f"{(delay_s + self._clock.monotonic() - started) * 1000:.0f}"),))
         return response
@@ -376,9 +378,9 @@ class IntakeServicer(IntakeServiceServicer):
     ) -> pb.SupplyInformationResponse:
         """Merge, and look again."""
 
-        def apply(state: State, payload: bytes, _: bytes | None) -> dict[str, object]:
+        def apply(state: State, payload: Callable[[], bytes], _: object) -> dict[str, object]:
             domain.require_allowed("supply information to", application_id, state)
-            merged = pb.Application.FromString(payload)
+            merged = pb.Application.FromString(payload())
             merged.consents.extend(consent for consent in request.consents if consent not in merged.consents)
             merged.declaration.MergeFrom(request.declaration)
             merged.loan.product = request.product or merged.loan.product
@@ -403,9 +405,9 @@ class IntakeServicer(IntakeServiceServicer):
     async def AcceptOffer(self, request: pb.AcceptOfferRequest, context: _Context) -> pb.AcceptOfferResponse:
         """Accept one offer, while it is valid."""
 
-        def apply(state: State, _: bytes, decided: bytes | None) -> dict[str, object]:
+        def apply(state: State, _: object, decided: Callable[[], bytes | None]) -> dict[str, object]:
             domain.require_allowed("accept an offer of", application_id, state)
-            offers = {o.offer_id: o for o in pb.Decision.FromString(decided or b"").offers}
+            offers = {o.offer_id: o for o in pb.Decision.FromString(decided() or b"").offers}
             if request.offer_id not in offers:
                 known = ", ".join(offers) or "none"
                 raise NotFound(f"application {application_id} has no {request.offer_id}; its offers are: {known}")
@@ -423,7 +425,7 @@ class IntakeServicer(IntakeServiceServicer):
     ) -> pb.WithdrawApplicationResponse:
         """Withdraw, before an offer is accepted."""
 
-        def apply(state: State, _: bytes, __: bytes | None) -> dict[str, object]:
+        def apply(state: State, *_: object) -> dict[str, object]:
             domain.require_allowed("withdraw", application_id, state)
             return {"state": State.WITHDRAWN.value, "due_at": None}
 
@@ -435,7 +437,7 @@ class IntakeServicer(IntakeServiceServicer):
         request: pb.SupplyInformationRequest | pb.AcceptOfferRequest | pb.WithdrawApplicationRequest,
         kind: str,
         details: dict[str, str],
-        apply: Callable[[State, bytes, bytes | None], dict[str, object]],
+        apply: Apply,
     ) -> pb.Application:
         lender, application_id = _split(request.name)
         said = {
@@ -445,7 +447,7 @@ class IntakeServicer(IntakeServiceServicer):
         }
         await self._store.change(lender, application_id, request.request_id, said, kind, details, apply)
         self._watch.changed([application_id])
-        return await self._read(request.name)
+        return await self._to_proto(await self._store.changed(lender, application_id))
 
     # --- Out ---
 

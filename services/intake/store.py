@@ -7,10 +7,11 @@ counts events: any change that somebody else made first makes ours fail.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -21,8 +22,8 @@ from loanmesh.runtime.redaction import mask
 from loanmesh.runtime.sealed import Unsealable
 from services.intake.application import Claim, Happening, New, ParkedView, Snapshot, State, Stored, chain, erased
 from services.intake.held import AGED_SHARE
-from services.intake.ports import Awaiting, Broken, Decided, Deferred, Parked, Result
-from services.intake.privacy import PARTS, Cover, Privacy, name_of, part_of
+from services.intake.ports import Apply, Awaiting, Broken, Decided, Deferred, Parked, Result
+from services.intake.privacy import PARTS, Privacy, part_of
 
 _INSERT = """
 INSERT INTO application (id, lender, client_id, request_id, payload, payload_hash, priority, channel, created_at,
@@ -42,9 +43,14 @@ RETURNING id, lender, fence, assessment, attempts, revision, event_hash, payload
   not_before, traceparent, faults, original IS NOT NULL, lost_lease, key_id, data_key"""
 _CLAIM_URGENT = _CLAIM.replace("{order}", "priority, not_before")
 _CLAIM_OLDEST = _CLAIM.replace("{order}", "not_before")
+_SYNC = Statement("SELECT {synced}")
+"""What was found instead of written may be on one disk only: the answer is to wait until it is on all it should be."""
 _RENEW = """
 UPDATE application SET lease_until = {now} + ? WHERE id = ? AND fence = ? AND owner = ? AND state = 'PENDING'
 RETURNING id"""
+_LATER = """
+UPDATE application SET owner = NULL, lease_until = NULL, not_before = {now} + ?
+WHERE id = ? AND fence = ? AND owner = ?"""
 _RELEASE = "UPDATE application SET owner = NULL, lease_until = NULL WHERE id = ? AND fence = ? AND owner = ?"
 # Fence and revision before the inserts: a replica that lost its lease must fail here, not later.
 _DECIDE = """
@@ -125,6 +131,9 @@ INLINE_MAX = 200
 """Rows that may be read while the loop waits: a fraction of a millisecond."""
 UNREADABLE_DUE_S = 86_400.0
 """By when somebody should have looked at an application that cannot be read, seconds."""
+KEY_AWAY_S = 10.0
+"""After how long an application is tried again whose key is not here, seconds: this replica may have read it by then,
+or another one takes it."""
 PARKED_ROWS = 500
 """Parked applications that are read at once."""
 PARAMETERS_MAX = 5000
@@ -183,6 +192,8 @@ class Store:
             yield Statement(_INSERT_SUBJECT, sorted(subjects))
             old = [n for n, _ in batch if n.id not in inserted]
             found = iter((yield Statement(_FIND, [(n.lender, n.client_id, n.request_id) for n in old])))
+            if old:
+                yield _SYNC
             answers = []
             for new, ours in batch:
                 if new.id in inserted:
@@ -214,20 +225,29 @@ class Store:
 
         claims: list[Claim] = []
         broken: list[Parked] = []
+        later: list[Row] = []
         for row in await self._database.run(script):
             claimed = self._claimed(row)
             if isinstance(claimed, Claim):
                 claims.append(claimed)
             elif claimed:
                 broken.append(claimed)
-        if broken:
-            await self.settle(broken)
+            else:
+                later.append((KEY_AWAY_S, row[0], row[2], self._owner))
+        try:
+            if broken:
+                await self.settle(broken)
+            if later:
+                later.sort(key=lambda row: str(row[1]))
+                await self._database.run(lambda: _do(Statement(_LATER, later)))
+        except DependencyDown as error:  # Their leases end by themselves; the others need not wait for it.
+            log.warning("unreadable_not_put_aside", error=str(error))
         return sorted(claims, key=lambda claim: (claim.priority, claim.not_before))
 
     def _claimed(self, row: Row) -> Claim | Parked | None:
         """A claimed row as the pipeline takes it; it must not hold up the others where it cannot be read.
 
-        Parked where it never can be. None while a key is not here: the lease ends by itself, and it is tried again.
+        Parked where it never can be. None while a key is not here: it is to be tried again.
         """
         application_id, lender, key_id, wrapped = row[0], row[1], row[16], row[17]
         try:
@@ -272,7 +292,10 @@ class Store:
             deferred = yield from self._defer([r for r in results if isinstance(r, Deferred)])
             awaiting = yield from self._await([r for r in results if isinstance(r, Awaiting)])
             parked = yield from self._park([r for r in results if isinstance(r, Parked)])
-            return decided | deferred | awaiting | parked
+            ours = decided | deferred | awaiting | parked
+            if len(ours) < len(results):
+                yield _SYNC  # Settled before, perhaps by us: callers will be told of that.
+            return ours
 
         return await self._database.run(script)
 
@@ -310,7 +333,8 @@ class Store:
 
     def _seals(self, claim: Claim) -> Callable[[bytes, str], bytes]:
         """What seals the content of one assessment."""
-        cover = claim.cover or Cover(name_of(claim.lender, claim.id))
+        if (cover := claim.cover) is None:
+            raise ValueError(f"the claim on {claim.id} says not how its content is kept: no store made it")
         return lambda plain, column: cover.seal(plain, part_of(claim.assessment, column))
 
     def _await(self, results: Sequence[Awaiting]) -> Script[set[str]]:
@@ -395,13 +419,13 @@ class Store:
         said: Mapping[str, str],
         kind: str,
         details: dict[str, str],
-        apply: Callable[[State, bytes, bytes | None], dict[str, object]],
+        apply: Apply,
     ) -> None:
         """Change an application once per request_id; asking again changes nothing.
 
         said   what was asked for, by field: a second request of the same id must say the same.
-        apply  takes state, payload and decision, raises a CallerError or answers the columns to set.
-        Raises NotFound; RequestIdConflict when the request_id was used for something else.
+        apply  what it needs of payload and decision it reads: one that can be read no more can still be withdrawn.
+        Raises NotFound; RequestIdConflict when the request_id was used for something else; what `apply` raises.
         """
         at = self._clock.now().timestamp()
 
@@ -413,23 +437,30 @@ class Store:
             used = yield Statement(_FIND_REQUEST, [(application_id, request_id)])
             if used:
                 self._require_same(request_id, json.loads(used[0][0]), {"kind": kind, **said})
+                yield _SYNC
                 return
             if erased_at is not None:
                 raise erased(application_id, erased_at)
-            cover = self._privacy.stored(lender, application_id, key_id, wrapped)
             decisions = yield Statement(
                 "SELECT d.payload, d.assessment FROM decision d JOIN application a ON a.id = d.application_id"
                 " AND a.assessment = d.assessment WHERE a.id = ?",
                 [(application_id,)],
             )
-            decision = cover.unseal(decisions[0][0], part_of(decisions[0][1], "decision")) if decisions else None
-            plain = cover.unseal(payload, "payload")
-            columns = apply(State(state), plain, decision)
+
+            def read(stored: bytes, column: str) -> bytes:
+                with _readable(lender, application_id):
+                    return self._privacy.stored(lender, application_id, key_id, wrapped).unseal(stored, column)
+
+            def decision() -> bytes | None:
+                return read(decisions[0][0], part_of(decisions[0][1], "decision")) if decisions else None
+
+            columns = apply(State(state), lambda: read(payload, "payload"), decision)
             if isinstance(supplied := columns.get("payload"), bytes):
+                cover = self._privacy.stored(lender, application_id, key_id, wrapped)
                 columns["payload"] = cover.seal(supplied, "payload")
                 if original is None:
                     # A repeated submit is compared with what was submitted, not with what was supplied since.
-                    columns["original"] = cover.seal(plain, "original")
+                    columns["original"] = cover.seal(read(payload, "payload"), "original")
             # A person's words, such as why something was released, may name another person; events are kept for years.
             told = {name: mask(text) for name, text in details.items()}
             yield from self._update(application_id, revision, before, columns, kind, at, told)
@@ -490,28 +521,46 @@ class Store:
 
     async def get(self, lender: str, application_id: str) -> Snapshot:
         """One application. Raises NotFound, WrongState where it can no longer be read."""
+        return self._snapshot(await self._one(lender, application_id))
+
+    async def changed(self, lender: str, application_id: str) -> Snapshot:
+        """One application as a change left it; without its content where that cannot be read. Raises NotFound."""
+        try:
+            return await self.get(lender, application_id)
+        except (WrongState, DependencyDown):
+            row = await self._one(lender, application_id)
+            return self._unsealed((*row[:2], b"", *row[3:13], None, *row[14:16], None, None))
+
+    async def _one(self, lender: str, application_id: str) -> Row:
         rows = await self._database.read(_SNAPSHOT + "WHERE a.id = ? AND a.lender = ?", (application_id, lender))
         if not rows:
             raise unknown(lender, application_id)
-        return self._snapshot(rows[0])
+        return rows[0]
 
     async def submitted(self, lender: str, application_id: str) -> bytes:
-        """The payload as it was first submitted. Raises NotFound."""
+        """The payload as it was first submitted. Raises NotFound, WrongState where it can no longer be read."""
         sql = "SELECT payload, original, key_id, data_key FROM application WHERE id = ? AND lender = ?"
         rows = await self._database.read(sql, (application_id, lender))
         if not rows:
             raise unknown(lender, application_id)
         payload, original, key_id, wrapped = rows[0]
-        cover = self._privacy.stored(lender, application_id, key_id, wrapped)
-        return cover.unseal(payload, "payload") if original is None else cover.unseal(original, "original")
+        with _readable(lender, application_id):
+            cover = self._privacy.stored(lender, application_id, key_id, wrapped)
+            return cover.unseal(payload, "payload") if original is None else cover.unseal(original, "original")
 
     async def get_many(self, ids: Sequence[str]) -> dict[str, Snapshot]:
-        """Those of the given applications that exist."""
+        """Those of the given applications that exist and can be read now; `get` says why another cannot."""
         if not ids:
             return {}
         marks = ", ".join("?" * len(ids))
         rows = await self._database.read(_SNAPSHOT + f"WHERE a.id IN ({marks})", tuple(ids))
-        return {row[0]: self._snapshot(row) for row in rows}
+        found = {}
+        for row in rows:
+            try:
+                found[row[0]] = self._snapshot(row)
+            except (WrongState, DependencyDown) as error:
+                log.error("application_unreadable", application=row[0], error=str(error))
+        return found
 
     async def revisions(self, ids: Sequence[str]) -> dict[str, int]:
         """Newest revision of each, for watchers."""
@@ -562,7 +611,10 @@ class Store:
     async def decision_with_evidence(
         self, lender: str, application_id: str, assessment: int
     ) -> tuple[bytes, bytes, bytes, bytes] | None:
-        """(decision, profile, score, pricing) as stored; the newest for assessment 0; None where there is none."""
+        """(decision, profile, score, pricing) as stored; the newest for assessment 0; None where there is none.
+
+        Raises NotFound, WrongState where it can no longer be read.
+        """
         await self.get(lender, application_id)
         rows = await self._database.read(
             "SELECT d.payload, e.profile, e.score, e.pricing, d.assessment, a.key_id, a.data_key FROM decision d"
@@ -574,10 +626,11 @@ class Store:
         if not rows:
             return None
         *blobs, decided, key_id, wrapped = rows[0]
-        cover = self._privacy.stored(lender, application_id, key_id, wrapped)
-        decision, profile, score, pricing = (
-            cover.unseal(blob, part_of(decided, column)) for blob, column in zip(blobs, PARTS, strict=True)
-        )
+        with _readable(lender, application_id):
+            cover = self._privacy.stored(lender, application_id, key_id, wrapped)
+            decision, profile, score, pricing = (
+                cover.unseal(blob, part_of(decided, column)) for blob, column in zip(blobs, PARTS, strict=True)
+            )
         return decision, profile, score, pricing
 
     async def backlog(self) -> list[tuple[int, int, int, int]]:
@@ -588,10 +641,8 @@ class Store:
         return [(row[0], row[1], row[2], row[3]) for row in await self._database.scan(_BACKLOG)]
 
     def _snapshot(self, row: Row) -> Snapshot:
-        try:
+        with _readable(row[1], row[0]):
             return self._unsealed(row)
-        except Unsealable as error:
-            raise WrongState(f"{row[1]}/applications/{row[0]} cannot be read: {error}") from error
 
     def _unsealed(self, row: Row) -> Snapshot:
         cover = self._privacy.stored(row[1], row[0], row[16], row[17])
@@ -636,6 +687,15 @@ class Store:
 def unknown(lender: str, application_id: str) -> NotFound:
     """The error for an id that the lender has not."""
     return NotFound(f"there is no {lender}/applications/{application_id}")
+
+
+@contextlib.contextmanager
+def _readable(lender: str, application_id: str) -> Iterator[None]:
+    """Raises WrongState where something of the application can no longer be read."""
+    try:
+        yield
+    except Unsealable as error:
+        raise WrongState(f"{lender}/applications/{application_id} cannot be read: {error}") from error
 
 
 def parse_filter(text: str) -> tuple[list[str], list[object]]:
@@ -704,6 +764,10 @@ def _finite(number: float, otherwise: InvalidRequest) -> float:
 
 def _names(missing: Sequence[dict[str, str]]) -> str:
     return ",".join(":".join(filter(None, (m["field"], m["source"]))) for m in missing)
+
+
+def _do(statement: Statement) -> Script[None]:
+    yield statement
 
 
 def _record(events: dict[str, Happening], ours: set[str]) -> Script[None]:

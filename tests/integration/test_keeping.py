@@ -15,9 +15,11 @@ from loanmesh.runtime.errors import RequestIdConflict, WrongState
 from loanmesh.runtime.keys import KeyRing, Keys, KeySet, new_key
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.sealed import Sealer, is_sealed
+from services.intake import erasure
 from services.intake.application import Claim, Happening, New, State, chain, digest
-from services.intake.erasure import Eraser, Upkeep
-from services.intake.keeping import Keeping
+from services.intake.erasure import Eraser, Fate, Upkeep
+from services.intake.erasure_servicer import told
+from services.intake.keeping import DONE, Keeping
 from services.intake.ports import Decided
 from services.intake.privacy import Privacy
 from services.intake.retention import DAY_S, RetentionSettings
@@ -187,6 +189,17 @@ async def test_a_pass_that_is_cut_goes_on_and_only_one_replica_is_at_it(database
     assert await after.upkeep.reseal() == 3
 
 
+async def test_one_that_cannot_be_read_is_not_come_back_to_on_the_same_day(database: Database) -> None:
+    await declined(Replica(database), new(1), new(2))
+    await _set(database, "id-001", data_key=b"spoiled")
+    after = Replica(database, rotated())
+    assert await after.upkeep.reseal() == 1
+    assert await after.keeping.take("reseal") == (DONE, after.privacy.goal())
+    tomorrow = Replica(database, rotated(), at_s=DAY_S)
+    await _set(database, "id-002", look_up_id="as before")
+    assert await tomorrow.upkeep.reseal() == 1
+
+
 async def test_what_was_stored_before_sealing_is_read_and_sealed_once_it_is_decided(database: Database) -> None:
     before = Replica(database, seals=False)
     await declined(before, new(1))
@@ -287,6 +300,51 @@ async def test_content_goes_by_itself_when_its_time_is_over_and_the_history_late
     await last.upkeep.erase_over()
     assert [row[0] for row in await database.scan("SELECT id FROM application")] == ["id-007"]
     assert [row[0] for row in await database.scan("SELECT DISTINCT application_id FROM event")] == ["id-007"]
+
+
+async def test_one_whose_key_is_away_is_given_back_and_decided_when_the_key_is_there(database: Database) -> None:
+    await Replica(database).store.accept([(new(1), False)])
+    without = Replica(database, rotated(without_old=True))
+    await without.store.accept([(new(2), False)])
+    assert [claim.id for claim in await without.store.claim(10)] == ["id-002"]
+    sql = "SELECT owner, lease_until, not_before > {now} + 5, state FROM application WHERE id = 'id-001'"
+    ((owner, lease_until, is_later, state),) = await database.read(sql)
+    assert (owner, lease_until, bool(is_later), state) == (None, None, True, "PENDING")
+    await _set(database, "id-001", not_before=1.0)
+    assert [claim.id for claim in await Replica(database).store.claim(10)] == ["id-001"]
+
+
+async def test_one_whose_key_is_away_stops_no_erasure_and_goes_with_the_others(database: Database) -> None:
+    await declined(Replica(database), new(1))
+    without = Replica(database, rotated(without_old=True))
+    await declined(without, new(2))
+    later = Replica(database, rotated(without_old=True), at_s=(RULES.declined_days + 1) * DAY_S)
+    assert await later.upkeep.erase_over() == 2
+    assert await database.scan("SELECT id FROM application WHERE data_key IS NOT NULL OR erased_at IS NULL") == []
+    assert await later.store.decision_with_evidence(LENDER, "id-001", 0) is None
+
+
+async def test_a_subject_with_many_kept_applications_is_forgotten_in_one_call(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "AT_ONCE_MAX", 3)
+    monkeypatch.setattr(erasure, "ROWS_MAX", 2)
+    replica = Replica(database)
+    await accepted(replica, *(new(n, subject=7) for n in range(7)))
+    await declined(replica, *(new(n, subject=7) for n in range(7, 11)))
+    looked, more, _ = await replica.eraser.erase(LENDER, 1, number_of(7), only_look=True)
+    assert (sum(fate.erased for fate in looked), more) == (3, True)
+    for erased, left in ((3, True), (1, False)):
+        fates, more, _ = await replica.eraser.erase(LENDER, 1, number_of(7), only_look=False)
+        assert (sum(fate.erased for fate in fates), more) == (erased, left)
+    assert [fate.id for fate in fates if not fate.erased] == [f"id-{n:03d}" for n in range(7)]
+
+
+def test_what_was_erased_is_told_before_what_is_kept_where_not_all_of_it_fits() -> None:
+    kept = [Fate(f"kept-{n}", erased=False) for n in range(erasure.AT_ONCE_MAX + 5)]
+    gone = [Fate(f"gone-{n}", erased=True) for n in range(3)]
+    shown = told([*kept, *gone])
+    assert shown == [*kept[: erasure.AT_ONCE_MAX - 3], *gone]
 
 
 async def _set(database: Database, application_id: str, **columns: object) -> None:

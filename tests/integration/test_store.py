@@ -357,3 +357,47 @@ async def test_one_that_can_no_longer_be_read_is_parked_and_hides_no_other(datab
     assert [one.id for one in page] == ["id-2"]
     with pytest.raises(WrongState, match="id-1 cannot be read"):
         await store.get(LENDER, "id-1")
+
+
+async def some_unreadable(store: Store, database: Database, *numbers: int) -> None:
+    """Stored, and swapped with what belongs to another."""
+    await store.accept([(new(n), False) for n in numbers])
+    await database.run(
+        lambda: _statement("UPDATE application SET payload = data_key WHERE id = ?", *((f"id-{n}",) for n in numbers))
+    )
+
+
+def _statement(sql: str, *rows: tuple[object, ...]) -> Script[None]:
+    yield Statement(sql, rows or ((),))
+
+
+async def test_one_that_cannot_be_read_is_withdrawn_and_released_like_any_other(database: Database) -> None:
+    store = a_store(database)
+    await some_unreadable(store, database, 1, 2)
+    assert await store.claim(10) == []
+    await store.change(LENDER, "id-1", "w-1", {}, "withdrawn", {}, lambda *_: {"state": State.WITHDRAWN.value})
+    withdrawn = await store.changed(LENDER, "id-1")
+    assert (withdrawn.state, withdrawn.payload, withdrawn.decision) == (State.WITHDRAWN, b"", None)
+    await store.change(LENDER, "id-2", "r-1", {}, "released", {}, lambda *_: {"state": State.PENDING.value})
+    assert (await store.changed(LENDER, "id-2")).state == State.PENDING
+    with pytest.raises(WrongState, match="id-2 cannot be read"):
+        await store.change(
+            LENDER, "id-2", "s-1", {}, "information_supplied", {}, lambda _, read, __: {"payload": read()}
+        )
+    with pytest.raises(WrongState, match="id-2 cannot be read"):
+        await store.submitted(LENDER, "id-2")
+
+
+async def test_of_many_those_that_cannot_be_read_are_left_out(database: Database) -> None:
+    store = a_store(database)
+    await some_unreadable(store, database, 1)
+    await store.accept([(new(2), False)])
+    assert list(await store.get_many(["id-1", "id-2"])) == ["id-2"]
+
+
+async def test_a_decision_without_its_cover_is_not_written_in_the_open(database: Database) -> None:
+    store = a_store(database)
+    (claim,) = await accepted(store, 1)
+    with pytest.raises(ValueError, match="no store made it"):
+        await store.settle([decided(replace(claim, cover=None))])
+    assert (await store.get(LENDER, "id-1")).state == State.PENDING
