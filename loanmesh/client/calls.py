@@ -173,11 +173,13 @@ class Calls:
         wait: Wait | None,
         check: Check,
     ) -> Reply[Res]:
+        came = self._clock.monotonic()
         permit = await self._admitted(call, lane)
         attempt_s = lane.attempts.limit_s(call.attempts, call.left_s)
         call.attempts += 1
         timely = steady and not wait  # One that waits takes as long as the decision does.
-        metadata = (*call.metadata, (SENT_MS, f"{self._sender}:{int(self._clock.monotonic() * 1000)}"))
+        sent = self._clock.monotonic()
+        metadata = (*call.metadata, (SENT_MS, f"{self._sender}:{int(sent * 1000)}:{int((sent - came) * 1000)}"))
         try:
             if wait:
                 wait_s = wait.ask(call.left_s)

@@ -29,8 +29,8 @@ QUEUE_MS = "loanmesh-queue-ms"
 """Metadata in which intake says how long a request queued before it was stored. As initial metadata it is also the
 acknowledgement, ahead of the answer that still waits for a decision."""
 SENT_MS = "loanmesh-sent-ms"
-"""Metadata that tells intake when an attempt was sent, `SENDER:MS` by our monotonic clock: so it knows the queue before
-its own door."""
+"""Metadata that tells intake when an attempt was sent and for how long we held it back, `SENDER:MS:HELD` by our
+monotonic clock: so it knows the queue before its own door."""
 PUSHBACK_MS = "grpc-retry-pushback-ms"
 SERVICE = "lending.intake.v1.IntakeService"
 

@@ -13,8 +13,8 @@ from services.intake.quota import Quota
 CLIENT_HEADER = "loanmesh-client"
 DEFAULT_CLIENT = "local"
 SENT_HEADER = "loanmesh-sent-ms"
-"""Metadata: `SENDER:MS`, when the caller sent the call in milliseconds by a clock of its own that never jumps, and a
-name for that clock. Absent: the queue before our door is unknown."""
+"""Metadata: `SENDER:MS[:HELD]`, when the caller sent the call in milliseconds by a clock of its own that never jumps, a
+name for that clock, and for how many milliseconds it held the call back. Absent: the queue there is unknown."""
 INTERACTIVE = 1
 QUEUE_SHARES = {1: 1.0, 2: 0.5}
 """Share of the longest queue delay at which a class is turned away, by priority: interactive, partner; others at a
@@ -47,7 +47,12 @@ class Admission:
         who = proven()
         client = who.client if who else said.get(CLIENT_HEADER, DEFAULT_CLIENT)[:64]
         sent = read_sent(said.get(SENT_HEADER, ""))
-        return client, self._arrivals.delay_s(*sent, self._clock.monotonic()) if sent else 0.0
+        if sent is None:
+            return client, 0.0
+        now = self._clock.monotonic()
+        sender, sent_at, held_s = sent
+        self._arrivals.held_back(held_s, now)
+        return client, self._arrivals.delay_s(sender, sent_at, now)
 
     def admit(self, client: str, priority: int, count: int, queued_s: float) -> None:
         """Let `count` applications in. Raises Overloaded or OverQuota with when to come back; then nothing is counted.

@@ -4,6 +4,9 @@ grpc.aio takes calls in one by one while the loop is free; the others queue wher
 overloaded server falls to a third of its goodput with short queues of its own). So callers say when they sent, by a
 clock that never jumps, and the least difference to ours stands for a way without a queue; what exceeds it is queue.
 The clocks need not agree, only run at the same speed.
+
+Callers hold calls back themselves where they are slowed down. They say for how long, since that is a queue before our
+door as well: one that no clock of ours would show.
 """
 
 from __future__ import annotations
@@ -21,6 +24,12 @@ INTERVAL_S = 0.2
 Callers who come back together, as after each batch of decisions, make a burst."""
 
 
+HELD_S = 0.1
+"""From this mean on of how long callers held their calls back, storing comes before deciding, too."""
+HELD_WEIGHT = 0.05
+"""Weight of the newest call in that mean."""
+
+
 class Arrivals:
     """Delays of arriving requests, in seconds."""
 
@@ -30,6 +39,8 @@ class Arrivals:
         self._began = float("-inf")
         self._least_delay_s = 0.0
         self._standing = False
+        self._held_s = 0.0
+        self._held_at = float("-inf")
 
     def delay_s(self, sender: str, sent_at: float, now: float) -> float:
         """How long a request queued before its handler began.
@@ -49,9 +60,17 @@ class Arrivals:
         self._note(delay_s, now)
         return delay_s
 
+    def held_back(self, seconds: float, now: float) -> None:
+        """A caller held a call back for so long before it was sent."""
+        if now > self._held_at + 2 * INTERVAL_S:
+            self._held_s = 0.0  # What was so long ago says nothing of now.
+        self._held_s += (seconds - self._held_s) * HELD_WEIGHT
+        self._held_at = now
+
     def pressed(self, now: float) -> bool:
-        """Whether a queue stands before the door."""
-        return self._standing and now < self._began + 2 * INTERVAL_S
+        """Whether a queue stands before the door, or at the callers'."""
+        standing = self._standing and now < self._began + 2 * INTERVAL_S
+        return standing or (self._held_s > HELD_S and now < self._held_at + 2 * INTERVAL_S)
 
     def _note(self, delay_s: float, now: float) -> None:
         if now < self._began + INTERVAL_S:
@@ -62,7 +81,12 @@ class Arrivals:
         self._began, self._least_delay_s = now, delay_s
 
 
-def read_sent(said: str) -> tuple[str, float] | None:
-    """(sender, seconds) of `sender:milliseconds`; None for anything else."""
-    sender, _, ms = said[:80].partition(":")
-    return (sender, int(ms) / 1000) if sender and ms.isascii() and ms.isdecimal() and len(ms) < 16 else None
+def read_sent(said: str) -> tuple[str, float, float] | None:
+    """(sender, sent at, held back for), seconds, of `sender:milliseconds[:milliseconds]`; None for anything else."""
+    sender, *numbers = said[:80].split(":")
+    if not sender or len(numbers) not in (1, 2):
+        return None
+    if not all(ms.isascii() and ms.isdecimal() and len(ms) < 16 for ms in numbers):
+        return None
+    sent_s, held_s = (int(ms) / 1000 for ms in (*numbers, "0")[:2])
+    return sender, sent_s, held_s

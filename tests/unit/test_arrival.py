@@ -45,6 +45,16 @@ def test_a_standing_queue_presses_and_ends_by_itself() -> None:
     assert not arrivals.pressed(13.0)
 
 
+def test_callers_who_hold_back_press_and_that_ends_by_itself() -> None:
+    arrivals = Arrivals()
+    for call in range(60):
+        arrivals.held_back(0.0 if call % 3 == 0 else 1.0, 10.0)
+    assert arrivals.pressed(10.1)
+    assert not arrivals.pressed(11.0)
+    arrivals.held_back(1.0, 12.0)
+    assert not arrivals.pressed(12.0), "one that was sent late for a reason of its own"
+
+
 def test_a_burst_does_not_press_however_long_its_last_had_to_wait() -> None:
     arrivals = Arrivals()
     for tenth in range(30):
@@ -62,4 +72,5 @@ def test_senders_are_bounded() -> None:
 @pytest.mark.parametrize("said", ["", "abc", ":5", "a:", "a:x", "a:-5", "a:\u0665", "a:" + "9" * 40])
 def test_what_is_no_time_is_not_read(said: str) -> None:
     assert read_sent(said) is None
-    assert read_sent("a:1500") == ("a", 1.5)
+    assert read_sent("a:1500") == ("a", 1.5, 0.0)
+    assert read_sent("a:1500:250") == ("a", 1.5, 0.25)
