@@ -57,15 +57,25 @@ async def until(holds: Callable[[], Awaitable[object]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def standby_away(operator: asyncpg.Connection) -> AsyncIterator[None]:
+async def standby_away(operator: asyncpg.Connection, url: str) -> AsyncIterator[None]:
     """Each COMMIT is to be on a second server, and there is none."""
 
     async def waits() -> bool:
-        try:
-            await operator.execute(WRITE, timeout=0.1)
-        except TimeoutError:
-            return True
-        return False
+        """Whether a COMMIT waits: seen at the server, since a slow one looks the same from here."""
+        writer = await asyncpg.connect(url)
+        writing = asyncio.create_task(writer.execute(WRITE))
+        pid = writer.get_server_pid()
+
+        async def is_known() -> bool:
+            return writing.done() or bool(await operator.fetch(f"SELECT 1 {WAITING} AND pid = {pid}"))
+
+        await until(is_known)
+        waiting = not writing.done()
+        await operator.fetch(f"SELECT pg_terminate_backend({pid})")
+        await asyncio.wait([writing])
+        writing.exception()
+        writer.terminate()
+        return waiting
 
     async def waits_no_more() -> bool:
         return not await waits()
@@ -92,10 +102,10 @@ async def cut_what_waits(operator: asyncpg.Connection) -> None:
 
 
 async def test_an_application_on_one_disk_is_not_acknowledged_when_it_is_sent_again(
-    database: PostgresDatabase, operator: asyncpg.Connection
+    database: PostgresDatabase, operator: asyncpg.Connection, url: str
 ) -> None:
     store = a_store(database)
-    async with standby_away(operator):
+    async with standby_away(operator, url):
         with pytest.raises(DependencyDown):
             await store.accept([(new(1), False)])
         assert await operator.fetch(f"SELECT pid {WAITING}"), "given up, not cancelled: it waits on"
@@ -108,7 +118,7 @@ async def test_an_application_on_one_disk_is_not_acknowledged_when_it_is_sent_ag
 
 
 async def test_a_decision_and_a_withdrawal_on_one_disk_are_not_told_when_they_are_repeated(
-    database: PostgresDatabase, operator: asyncpg.Connection
+    database: PostgresDatabase, operator: asyncpg.Connection, url: str
 ) -> None:
     store = a_store(database)
     stored = await store.accept([(new(1), True), (new(2), False)])
@@ -117,7 +127,7 @@ async def test_a_decision_and_a_withdrawal_on_one_disk_are_not_told_when_they_ar
     async def withdraw() -> None:
         await store.change(LENDER, "id-2", "w-1", {}, "withdrawn", {}, lambda *_: {"state": State.WITHDRAWN.value})
 
-    async with standby_away(operator):
+    async with standby_away(operator, url):
         for attempt in range(2):
             with pytest.raises(DependencyDown):
                 await store.settle(results)
@@ -136,7 +146,7 @@ async def test_a_commit_whose_waiting_an_operator_cancels_is_not_acknowledged(
 ) -> None:
     database = await PostgresDatabase.connect(url, commit_s=10.0)
     store = a_store(database)
-    async with standby_away(operator):
+    async with standby_away(operator, url):
         accepting = asyncio.create_task(store.accept([(new(1), False)]))
         await until(lambda: operator.fetch(f"SELECT pg_cancel_backend(pid) {WAITING}"))
         with pytest.raises(DependencyDown, match="did not wait for its standby"):
