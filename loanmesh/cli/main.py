@@ -129,7 +129,7 @@ def up(
 
     Example: `loanmesh up --state ./var --port-base 7501 --replicas intake=2,bureau=2 --database postgres`
     """
-    from loanmesh.cli.mesh import OWN_POSTGRES, CannotStart, Mesh, ports_from, read_replicas
+    from loanmesh.cli.mesh import DEFAULT_PORTS, OWN_POSTGRES, CannotStart, Mesh, ports_from, read_replicas
     from loanmesh.runtime.clock import SystemClock
     from loanmesh.runtime.supervised import end_with_supervisor
 
@@ -176,6 +176,12 @@ def up(
                     console.print(
                         f"  mTLS; other commands need to know:  export {connection.CERTS}={mesh.certs}", soft_wrap=True
                     )
+                if port_base != DEFAULT_PORTS["intake"] or state != _default_state():
+                    console.print(
+                        f"  other commands need to know:  export LOANMESH_STATE={state}"
+                        f" LOANMESH_ADDRESS={mesh.parts['intake'].address}",
+                        soft_wrap=True,
+                    )
                 console.print(f"[green]ready[/]; state in {state}. Try: loanmesh submit FILE. Ctrl-C stops.")
             await stopping.wait()
             console.print("stopping ...")
@@ -184,6 +190,7 @@ def up(
             raise typer.Exit(FAILED) from error
         finally:
             await mesh.stop()
+        console.print("stopped; nothing is left running. The same `loanmesh up` goes on where this one ended.")
 
     _run(serve())
 
@@ -226,6 +233,7 @@ def scale(
         print(json.dumps(answer))
     else:
         _say(False).print(_replica_lines(answer))
+        _say(False).print("next: `loanmesh top` shows how traffic spreads")
     if "error" in answer:
         complain.print(f"[red]not scaled[/]: {escape(str(answer['error']))}")
         raise typer.Exit(FAILED)

@@ -140,7 +140,7 @@ def _show(
                 show(console, answer)
         elif answer.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             details = answer.details() or ""
-            hint = details if details.startswith("tls_") else "is the mesh up? --address names another process"
+            hint = details if details.startswith("tls_") else "is the mesh up? --state or --address names it"
             console.print(f"[bold]{address}[/]  [red]not reachable[/]; {escape(hint)}")
             code = code or UNREACHABLE
         else:

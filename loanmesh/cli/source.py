@@ -44,8 +44,8 @@ def source(
     Example: `loanmesh source court dead`, and later `loanmesh source court well`
     """
     console = Console(stderr=json_, highlight=False)
-    change = _change(trouble) if name else None
-    if change is None and name:
+    change = _change(trouble) if trouble else None
+    if change is None and trouble:
         console.print(f"[red]TROUBLE[/] must be {', '.join(TROUBLES)} or a latency like 800ms, not {escape(trouble)!r}")
         raise typer.Exit(USAGE)
     folder = default_state() if state == Path() else state
@@ -54,17 +54,23 @@ def source(
         console.print(f"[red]not reachable[/]: {escape(said)}; is the mesh up? `loanmesh up` starts one with a sandbox")
         raise typer.Exit(UNREACHABLE)
     if status != 200:
-        console.print(f"[red]{escape(said)}[/]")
+        console.print(f"[red]{escape(said.replace('must be *', 'must be all'))}[/]")
         raise typer.Exit(USAGE)
     faults: dict[str, dict[str, Any]] = json.loads(said)
     if json_:
         print(json.dumps(faults))
         return
     for one, fault in sorted(faults.items()):
-        wrong = ", ".join(f"{key} {value}" for key, value in fault.items() if value != USUAL.get(key, value))
+        wrong = ", ".join(_words(key, value) for key, value in fault.items() if value != USUAL.get(key, value))
         console.print(f"{one:16} {f'[red]{wrong}[/]' if wrong else '[green]well[/]'}")
-    if name:
+    if trouble == "well":
+        console.print("next: what waited is decided within half a minute: `loanmesh list --filter 'state = PENDING'`")
+    elif trouble:
         console.print("next: `loanmesh deps` shows its breaker, `loanmesh why-failed` who waits for it")
+
+
+def _words(fault: str, value: object) -> str:
+    return fault if value is True else f"{fault} {value}"
 
 
 def _change(trouble: str) -> dict[str, object] | None:
