@@ -71,7 +71,7 @@ def test_a_source_is_broken_and_paused_everywhere_without_naming_a_process(up: d
     state = {"LOANMESH_STATE": up["state"], "LOANMESH_ACTOR": "li.na", "COLUMNS": "200"}
     broken = run("source", "court", "dead", "--json", **state)
     assert json.loads(broken.stdout)["court"]["dead"] is True, broken.stderr
-    assert "dead True" in run("source", **state).stdout
+    assert "court            dead\n" in run("source", **state).stdout
     assert json.loads(run("source", "court", "well", "--json", **state).stdout)["court"]["dead"] is False
     assert run("source", "court", "sideways", **state).returncode == 2
     assert run("source", "moon", "dead", **state).returncode == 2
