@@ -184,7 +184,7 @@ class Throttle:
     async def acquire(self, urgency: int, within_s: float) -> Permit:
         """Leave for one call, to be ended. Raises Overloaded where it would not come, or did not come, in time;
         `retry_s` is then the wait that was to be expected."""
-        if not self.waiting and self.in_flight < self.limit.calls:
+        if not any(self._waiting[: urgency + 1]) and self._has_room(urgency):
             return self._permit()
         expected_s = self.expected_wait_s(urgency)
         if expected_s > within_s:
@@ -218,6 +218,11 @@ class Throttle:
                 return
         raise Overloaded(f"{self.waiting} calls wait already", expected_s)
 
+    def _has_room(self, urgency: int) -> bool:
+        """Whether one more of the class may be in flight. The last place is kept for the most urgent: under overload
+        the limit is small, and who waits in front of a screen must not wait for calls that nobody is in a hurry for."""
+        return self.in_flight < max(1, self.limit.calls - (urgency > 0))
+
     def _permit(self) -> Permit:
         self.in_flight += 1
         return Permit(self, self.in_flight, self._clock.monotonic())
@@ -226,8 +231,8 @@ class Throttle:
         self._held_s += (seconds - self._held_s) * (SMOOTH if self._held_s else 1.0)
 
     def _wake(self) -> None:
-        for queue in self._waiting:
-            while queue and self.in_flight < self.limit.calls:
+        for urgency, queue in enumerate(self._waiting):
+            while queue and self._has_room(urgency):
                 future, _ = queue.popitem(last=False)
                 if not future.done():
                     future.set_result(self._permit())

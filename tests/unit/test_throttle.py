@@ -286,3 +286,19 @@ def test_a_permit_ends_once() -> None:
         assert throttle.limit.calls == 20
 
     run(scenario())
+
+
+async def test_the_last_place_is_kept_for_who_waits_in_front_of_a_screen() -> None:
+    throttle = Throttle(ThrottleSettings(initial=2, ceiling=2), FakeClock())
+    first = await throttle.acquire(BULK, 1.0)
+    second = asyncio.ensure_future(throttle.acquire(BULK, 1.0))
+    await asyncio.wait([second], timeout=0.001)
+    assert not second.done(), "there is a place, and it is not for bulk"
+    urgent = await throttle.acquire(INTERACTIVE, 1.0)
+    first.release()
+    await asyncio.wait([second], timeout=0.001)
+    assert not second.done()
+    urgent.release()
+    (await second).release()
+    alone = Throttle(ThrottleSettings(initial=1, floor=1, ceiling=1), FakeClock())
+    (await alone.acquire(BULK, 1.0)).release()
