@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import tempfile
 from collections.abc import Coroutine
@@ -20,6 +19,7 @@ from rich.markup import escape
 
 from loanmesh import __version__
 from loanmesh.cli import certs, connection, erase, keys, ops, parked, promotion, serve, source, top, trace, why_failed
+from loanmesh.cli.folder import default_state
 
 app = connection.App(
     no_args_is_help=True,
@@ -37,11 +37,6 @@ Lender = Annotated[str, typer.Option(envvar="LOANMESH_LENDER", help="The lender,
 Name = Annotated[str, typer.Argument(help="The application, lenders/NAME/applications/ID.")]
 INTAKE = "127.0.0.1:7401"
 DEMO_LENDER = "lenders/demo"
-
-
-def _default_state() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "loanmesh"
 
 
 State = Annotated[
@@ -107,7 +102,7 @@ def _read_application(path: Path) -> Any:
 
 @app.command()
 def up(
-    state: State = _default_state(),  # noqa: B008  A path, computed once a process.
+    state: State = default_state(),  # noqa: B008  A path, computed once a process.
     data: Annotated[Path | None, typer.Option(envvar="LOANMESH_DATA", help="Folder of the real data sets.")] = None,
     port_base: Annotated[int, typer.Option(envvar="LOANMESH_PORT_BASE", help="First of six consecutive ports.")] = 7401,
     replicas: Annotated[
@@ -176,7 +171,7 @@ def up(
                     console.print(
                         f"  mTLS; other commands need to know:  export {connection.CERTS}={mesh.certs}", soft_wrap=True
                     )
-                if port_base != DEFAULT_PORTS["intake"] or state != _default_state():
+                if port_base != DEFAULT_PORTS["intake"] or state != default_state():
                     console.print(
                         f"  other commands need to know:  export LOANMESH_STATE={state}"
                         f" LOANMESH_ADDRESS={mesh.parts['intake'].address}",
@@ -210,7 +205,7 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> N
 @app.command()
 def scale(
     replicas: Annotated[list[str] | None, typer.Argument(help="SERVICE=N, several if you like.")] = None,
-    state: State = _default_state(),  # noqa: B008  A path, computed once a process.
+    state: State = default_state(),  # noqa: B008  A path, computed once a process.
     json_: Json = False,
 ) -> None:
     """Add or remove replicas of a running mesh, while it works; without arguments, show what runs.
@@ -483,7 +478,7 @@ def decide_firms(
     address: Annotated[str, typer.Option(help="Intake of a running mesh; without it, one is started for this.")] = "",
     sandbox: Annotated[str, typer.Option(help="Its sandbox.")] = "127.0.0.1:7405",
     patience: Annotated[float, typer.Option(help="Seconds to bear with a mesh that is away.", min=1)] = 60.0,
-    state: State = _default_state(),  # noqa: B008  A path, computed once a process.
+    state: State = default_state(),  # noqa: B008  A path, computed once a process.
     json_: Json = False,
 ) -> None:
     """Decide the 302 unrated Chinese firms from their invoices. May be repeated: the same requests, the same decisions.

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh.cli import connection
-from loanmesh.cli.trace import State, default_state
+from loanmesh.cli.folder import State, chosen
 
 if TYPE_CHECKING:
     import grpc
@@ -122,7 +122,7 @@ def _show(
 
     from loanmesh.cli import processes
 
-    folder = default_state() if state == Path() else state
+    folder = chosen(state)
     asked = list(addresses) if addresses else asyncio.run(processes.replicas(folder))
     answers = dict(zip(asked, asyncio.run(_ask_all(asked, ask)), strict=True))
     if only_who_knows and not addresses:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from loanmesh.cli.trace import State, default_state
+from loanmesh.cli.folder import State, chosen
 
 USAGE, UNREACHABLE = 2, 3
 CALL_S = 3.0
@@ -48,7 +48,7 @@ def source(
     if change is None and trouble:
         console.print(f"[red]TROUBLE[/] must be {', '.join(TROUBLES)} or a latency like 800ms, not {escape(trouble)!r}")
         raise typer.Exit(USAGE)
-    folder = default_state() if state == Path() else state
+    folder = chosen(state)
     status, said = asyncio.run(_ask(folder, name, change))
     if status == 0:
         console.print(f"[red]not reachable[/]: {escape(said)}; is the mesh up? `loanmesh up` starts one with a sandbox")

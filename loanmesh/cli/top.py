@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from loanmesh.cli import connection
-from loanmesh.cli.trace import State, default_state
+from loanmesh.cli.folder import State, chosen
 from loanmesh.runtime.clock import Clock, SystemClock
 from loanmesh.seeing.rates import Look, Picture, Row, picture
 
@@ -44,7 +44,7 @@ def top(
 
     Example: `loanmesh top --once`
     """
-    folder = default_state() if state == Path() else state
+    folder = chosen(state)
     clock = SystemClock()
     try:
         if json_ or once or not sys.stdout.isatty():

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from loanmesh.cli.folder import State, chosen
 from loanmesh.runtime import semconv
 from loanmesh.seeing.causes import Cause, cause_in
 from loanmesh.seeing.spans import CannotRead, Log, Span, Traces
@@ -32,9 +33,6 @@ _SHOWN = (
 )  # fmt: skip
 """Attributes that are worth a place on a span's line."""
 
-State = Annotated[
-    Path, typer.Option(envvar="LOANMESH_STATE", help="Folder of the mesh that `up` runs.", show_default=False)
-]
 Jaeger = Annotated[
     str, typer.Option(envvar="LOANMESH_JAEGER", help="Jaeger's query address, http://HOST:16686; else `up`'s traces.")
 ]
@@ -43,13 +41,6 @@ Jaeger = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(trace)
-
-
-def default_state() -> Path:
-    """Where `up` keeps its state when nothing else is said."""
-    from loanmesh.cli.main import _default_state
-
-    return _default_state()
 
 
 def trace(
@@ -98,7 +89,7 @@ def traces_at(state: Path, jaeger: str) -> Traces:
         return JaegerTraces(jaeger)
     from loanmesh.seeing.store import FILE, KeptTraces
 
-    return KeptTraces((default_state() if state == Path() else state) / FILE)
+    return KeptTraces(chosen(state) / FILE)
 
 
 async def _read(traces: Traces, key: str) -> tuple[list[Span], list[Log]]:

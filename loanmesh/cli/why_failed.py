@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from loanmesh.cli.trace import Jaeger, State, default_state, traces_at
+from loanmesh.cli.folder import State, chosen
+from loanmesh.cli.trace import Jaeger, traces_at
 from loanmesh.runtime.clock import Clock, SystemClock
 from loanmesh.seeing.causes import Group, why_failed
 from loanmesh.seeing.spans import CannotRead, Traces
@@ -51,7 +52,7 @@ def why_failed_command(
             f" not {escape(repr(since))}"
         )
         raise typer.Exit(USAGE) from error
-    folder = default_state() if state == Path() else state
+    folder = chosen(state)
     try:
         groups = asyncio.run(ask(traces_at(folder, jaeger), folder, began))
     except CannotRead as error:
