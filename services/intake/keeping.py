@@ -1,4 +1,4 @@
-"""What is done to applications long after they were decided: sealed anew, erased, forgotten. SQL, as in `store.py`.
+"""What is done to applications long after they were decided: sealed anew, erased, forgotten. SQL, as in `store`.
 
 Each pass goes over the table in small transactions, from where the one before stopped; one replica does it at a time.
 Nothing here touches an open application, but to wrap its data key anew, which changes no content.
