@@ -2,7 +2,8 @@
 
     python -m lab.sandbox --port 7405 --state DIR [--data DIR] [--seed N]
 
-POST /v1/{source}/query       {"kind": ..., "value": ...} -> {"observed_at": ..., "facts": {...}}, or 404
+POST /v1/{source}/query       {"kind": ..., "value": ..., "query": MARK}
+                              -> {"query": MARK, "observed_at": ..., "facts": {...}}, or 404
 GET, POST /control/faults     {"source": "tax" or "*", "latency_ms", "jitter_ms", "error_rate", "dead", "hang",
                               "garbage", "quota_per_s"}
 POST /control/data            {"dir": ...}: plays the tax authority for the real firms too; remembered in --state
@@ -107,11 +108,12 @@ class Sandbox:
         try:
             body = await request.json()
             kind, value = str(body["kind"]), str(body["value"])
+            mark = {"query": str(body["query"])} if "query" in body else {}
         except (ValueError, KeyError, TypeError) as error:
             raise web.HTTPBadRequest(text="the body must be an object with kind and value") from error
         if fault.quota_per_s and not self._quotas[source].takes(fault.quota_per_s):
             self._stats[f"{source}:over_quota"] += 1
-            return web.json_response({"error": "over quota"}, status=429)
+            return web.json_response({**mark, "error": "over quota"}, status=429)
         await self._clock.sleep(max(0.0, fault.latency_ms + self._dice.uniform(-1, 1) * fault.jitter_ms) / 1000)
         if fault.dead and request.transport:
             self._stats[f"{source}:dead"] += 1
@@ -122,13 +124,13 @@ class Sandbox:
             await asyncio.Event().wait()
         if self._dice.random() < fault.error_rate:
             self._stats[f"{source}:error"] += 1
-            return web.json_response({"error": "busy"}, status=503)
+            return web.json_response({**mark, "error": "busy"}, status=503)
         if fault.garbage:
             self._stats[f"{source}:garbage"] += 1
-            return web.json_response({"observed_at": "yesterday", "facts": {"tax.sales_12m_fen": "many"}})
+            return web.json_response({**mark, "observed_at": "yesterday", "facts": {"tax.sales_12m_fen": "many"}})
         self._stats[f"{source}:answered"] += 1
         facts = self._facts(source, kind, value)
-        said = {"observed_at": self._clock.now().isoformat(), "facts": facts or {}}
+        said = {**mark, "observed_at": self._clock.now().isoformat(), "facts": facts or {}}
         return web.json_response(said, status=404 if facts is None else 200)
 
     def _facts(self, source: str, kind: str, value: str) -> dict[str, Any] | None:

@@ -32,10 +32,11 @@ from loanmesh.client.transport import SUBMIT
 from loanmesh.runtime import breaker, deadline, witness
 from loanmesh.runtime.database import Script, Statement
 from loanmesh.runtime.errors import DependencyDown, LoanmeshError, NotFound
-from services.intake import mesh, parking, pipeline, store, worker
+from services.intake import mesh, parking, pipeline, worker
 from services.intake import watch as watching
 from services.intake.application import Claim, New, Snapshot, State, Stored
 from services.intake.ports import Broken, Case, Result, Unavailable
+from services.intake.store import Store, accepting, changing, leasing, settling
 from services.pricing import decide
 from services.pricing.evidence import evidence as evidence_of
 
@@ -97,9 +98,9 @@ def without_key(metadata_has: str, right: str) -> Iterator[None]:
 @contextmanager
 def acknowledge_before_commit() -> Iterator[None]:
     """Answers while the transaction is still on its way, and shows callers what it remembers."""
-    real_accept, real_get = store.Store.accept, store.Store.get
+    real_accept, real_get = Store.accept, Store.get
 
-    async def accept(self: store.Store, batch: Sequence[tuple[New, bool]]) -> list[Stored]:
+    async def accept(self: Store, batch: Sequence[tuple[New, bool]]) -> list[Stored]:
         remembered = self.__dict__.setdefault("_remembered", {})
 
         async def later() -> None:
@@ -110,7 +111,7 @@ def acknowledge_before_commit() -> Iterator[None]:
         remembered.update({new.id: new for new, _ in batch})
         return [Stored(new.id, new.payload_hash, False) for new, _ in batch]
 
-    async def get(self: store.Store, lender: str, application_id: str) -> Snapshot:
+    async def get(self: Store, lender: str, application_id: str) -> Snapshot:
         try:
             return await real_get(self, lender, application_id)
         except NotFound:
@@ -122,14 +123,14 @@ def acknowledge_before_commit() -> Iterator[None]:
                 new.created_at, None, new.priority,
             )  # fmt: skip
 
-    with swapped(store.Store, "accept", accept), swapped(store.Store, "get", get):
+    with swapped(Store, "accept", accept), swapped(Store, "get", get):
         yield
 
 
 @contextmanager
 def no_fence() -> Iterator[None]:
     """Commits without asking whether the lease is still its own; revision and state still guard."""
-    with reworded(store, ["_DECIDE", "_AWAIT", "_DEFER"], "AND fence = ?", "AND ? IS NOT NULL"):
+    with reworded(settling, ["_DECIDE", "_AWAIT", "_DEFER"], "AND fence = ?", "AND ? IS NOT NULL"):
         yield
 
 
@@ -138,7 +139,7 @@ def no_fence_and_no_revision() -> Iterator[None]:
     """Commits whenever the application is pending, whatever happened meanwhile: the chain of events forks."""
     with (
         no_fence(),
-        reworded(store, ["_DECIDE", "_AWAIT", "_DEFER"], "AND revision = ?", "AND ? IS NOT NULL"),
+        reworded(settling, ["_DECIDE", "_AWAIT", "_DEFER"], "AND revision = ?", "AND ? IS NOT NULL"),
     ):
         yield
 
@@ -148,7 +149,7 @@ def no_once() -> Iterator[None]:
     """Neither fence nor state nor primary key make the decision the only one."""
     with (
         no_fence_and_no_revision(),
-        reworded(store, ["_DECIDE"], "AND state = 'PENDING'", ""),
+        reworded(settling, ["_DECIDE"], "AND state = 'PENDING'", ""),
         without_key("CREATE TABLE decision", "PRIMARY KEY (application_id, assessment)"),
         without_key("CREATE TABLE event", "PRIMARY KEY (application_id, seq)"),
     ):
@@ -160,7 +161,7 @@ def request_stored_twice() -> Iterator[None]:
     """Does not look whether a request_id was stored before."""
     conflict = "ON CONFLICT (lender, client_id, request_id) DO NOTHING"
     key = "CONSTRAINT application_request UNIQUE (lender, client_id, request_id)"
-    with reworded(store, ["_INSERT"], conflict, ""), without_key("CREATE TABLE application", key):
+    with reworded(accepting, ["_INSERT"], conflict, ""), without_key("CREATE TABLE application", key):
         yield
 
 
@@ -187,42 +188,42 @@ def reworded_now(wrong: str) -> Iterator[None]:
 @contextmanager
 def claims_what_is_held() -> Iterator[None]:
     """Takes over before the lease has ended."""
-    with reworded(store, ["_CLAIM_URGENT", "_CLAIM_OLDEST"], "lease_until < {now}", "lease_until < {now} + 2"):
+    with reworded(leasing, ["_CLAIM_URGENT", "_CLAIM_OLDEST"], "lease_until < {now}", "lease_until < {now} + 2"):
         yield
 
 
 @contextmanager
 def renews_a_lost_lease() -> Iterator[None]:
     """Renews whatever it once held, also what another replica has taken over."""
-    with reworded(store, ["_RENEW"], "AND fence = ? AND owner = ?", "AND ? IS NOT NULL AND ? IS NOT NULL"):
+    with reworded(leasing, ["_RENEW"], "AND fence = ? AND owner = ?", "AND ? IS NOT NULL AND ? IS NOT NULL"):
         yield
 
 
 @contextmanager
 def defers_without_a_wait() -> Iterator[None]:
     """What cannot be decided now is looked at again at once, and again."""
-    with reworded(store, ["_DEFER"], "ELSE {now} + ? END", "ELSE {now} + 0 * ? END"):
+    with reworded(settling, ["_DEFER"], "ELSE {now} + ? END", "ELSE {now} + 0 * ? END"):
         yield
 
 
 @contextmanager
 def priority_inversion() -> Iterator[None]:
     """Claims what is least urgent first."""
-    with reworded(store, ["_CLAIM_URGENT"], "ORDER BY priority,", "ORDER BY priority DESC,"):
+    with reworded(leasing, ["_CLAIM_URGENT"], "ORDER BY priority,", "ORDER BY priority DESC,"):
         yield
 
 
 @contextmanager
 def decision_and_event_apart() -> Iterator[None]:
     """Commits the decision in one transaction and tells of it in another."""
-    real_record, real_settle = store._record, store.Store.settle
+    real_record, real_settle = settling._record, Store.settle
     untold: list[tuple[Any, set[str]]] = []
 
     def record(events: Any, ours: set[str]) -> Script[None]:
         untold.append((events, ours))
         yield Statement("SELECT 1 WHERE ? = 0", [(1,)])
 
-    async def settle(self: store.Store, results: Sequence[Any]) -> set[str]:
+    async def settle(self: Store, results: Sequence[Any]) -> set[str]:
         ids = await real_settle(self, results)
         while untold:
             events, ours = untold.pop()
@@ -230,15 +231,15 @@ def decision_and_event_apart() -> Iterator[None]:
             await self._database.run(lambda e=events, o=ours: real_record(e, o))  # type: ignore[misc]
         return ids
 
-    with swapped(store, "_record", record), swapped(store.Store, "settle", settle):
+    with swapped(settling, "_record", record), swapped(Store, "settle", settle):
         yield
 
 
 @contextmanager
 def changes_forget_their_request() -> Iterator[None]:
     """A change that is asked for twice is tried twice."""
-    with reworded(store, ["_FIND_REQUEST"], "AND request_id = ?", "AND request_id = ? AND 1 = 0"), reworded(
-        store, ["_INSERT_REQUEST"], "INSERT INTO", "INSERT OR REPLACE INTO"
+    with reworded(changing, ["_FIND_REQUEST"], "AND request_id = ?", "AND request_id = ? AND 1 = 0"), reworded(
+        changing, ["_INSERT_REQUEST"], "INSERT INTO", "INSERT OR REPLACE INTO"
     ):  # fmt: skip
         yield
 
@@ -246,9 +247,9 @@ def changes_forget_their_request() -> Iterator[None]:
 @contextmanager
 def changes_acknowledged_before_commit() -> Iterator[None]:
     """Says that an offer is accepted, and writes it down in a second's time, with others."""
-    real = store.Store.change
+    real = Store.change
 
-    async def change(self: store.Store, *args: Any) -> None:
+    async def change(self: Store, *args: Any) -> None:
         async def later() -> None:
             await self._clock.sleep(1.0)
             with contextlib.suppress(LoanmeshError):
@@ -256,16 +257,16 @@ def changes_acknowledged_before_commit() -> Iterator[None]:
 
         asyncio.get_running_loop().create_task(later())
 
-    with swapped(store.Store, "change", change):
+    with swapped(Store, "change", change):
         yield
 
 
 @contextmanager
 def reads_from_a_cache() -> Iterator[None]:
     """Each replica remembers what it read for a few seconds."""
-    real = store.Store.get
+    real = Store.get
 
-    async def get(self: store.Store, lender: str, application_id: str) -> Snapshot:
+    async def get(self: Store, lender: str, application_id: str) -> Snapshot:
         known: dict[str, tuple[float, Snapshot]] = self.__dict__.setdefault("_known", {})
         read_at, snapshot = known.get(application_id, (float("-inf"), None))
         if snapshot is None or self._clock.monotonic() > read_at + 3:
@@ -273,7 +274,7 @@ def reads_from_a_cache() -> Iterator[None]:
             known[application_id] = (self._clock.monotonic(), snapshot)
         return snapshot
 
-    with swapped(store.Store, "get", get):
+    with swapped(Store, "get", get):
         yield
 
 
@@ -308,7 +309,7 @@ def poison_never_parked() -> Iterator[None]:
 @contextmanager
 def parked_is_claimed() -> Iterator[None]:
     """What is parked is claimed as anything else that is open."""
-    with reworded(store, ["_CLAIM_URGENT", "_CLAIM_OLDEST"], "state = 'PENDING'", "state IN ('PENDING', 'PARKED')"):
+    with reworded(leasing, ["_CLAIM_URGENT", "_CLAIM_OLDEST"], "state = 'PENDING'", "state IN ('PENDING', 'PARKED')"):
         yield
 
 
@@ -421,10 +422,10 @@ def draining_goes_on_claiming() -> Iterator[None]:
 def drains_without_giving_back() -> Iterator[None]:
     """Leaves with leases in its pocket."""
 
-    async def release(self: store.Store, claims: Sequence[Claim]) -> None:
+    async def release(self: Store, claims: Sequence[Claim]) -> None:
         return
 
-    with swapped(store.Store, "release", release):
+    with swapped(Store, "release", release):
         yield
 
 
@@ -432,7 +433,7 @@ def drains_without_giving_back() -> Iterator[None]:
 def owner_name_used_again() -> Iterator[None]:
     """A restarted process has its predecessor's name, and renews all that carries it."""
 
-    async def renew(self: store.Store, claims: Sequence[Claim]) -> set[str]:
+    async def renew(self: Store, claims: Sequence[Claim]) -> set[str]:
         def script() -> Script[set[str]]:
             sql = "UPDATE application SET lease_until = {now} + ? WHERE owner = ? AND state = 'PENDING' RETURNING id"
             return {row[0] for row in (yield Statement(sql, [(self._lease_s, self._owner)]))}
@@ -446,7 +447,7 @@ def owner_name_used_again() -> Iterator[None]:
 
     with (
         swapped(World, "owner", lambda self, name: name),
-        swapped(store.Store, "renew", renew),
+        swapped(Store, "renew", renew),
         swapped(worker.Worker, "_renew_forever", renew_forever),
     ):
         yield

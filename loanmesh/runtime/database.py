@@ -306,6 +306,11 @@ _OUR_MISTAKES = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, a
 """... but not what no later try would mend."""
 _AT_ONCE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 """Somebody else came first; nothing is wrong, and the same script passes when it is run again."""
+_CUT = (
+    ConnectionError, asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError,
+    asyncpg.InterfaceError, asyncpg.InternalClientError,
+)  # fmt: skip
+"""The connection is gone, or of no use, and the next may be sound: the server was started anew, or another leads."""
 _RUNS_MAX = 5
 ACQUIRE_S = 10.0
 """How long a caller waits for a free connection, seconds."""
@@ -390,23 +395,31 @@ class PostgresDatabase:
             raise DependencyDown("PostgreSQL did not wait for its standby")
 
     async def read(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
-        """Read committed rows."""
+        """Read committed rows; once more, where the connection was cut, since reading changes nothing."""
 
         async def use(connection: Any) -> list[Row]:
             return [tuple(row) for row in await connection.fetch(_postgres_text(sql), *params)]
 
-        return await self._with_connection("read", use)
+        return await self._with_connection("read", use, tries=2)
 
     async def scan(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
         """As `read`: the work is the server's."""
         return await self.read(sql, params)
 
-    async def _with_connection(self, what: str, use: Callable[[Any], Awaitable[T]]) -> T:
+    async def _with_connection(self, what: str, use: Callable[[Any], Awaitable[T]], tries: int = 1) -> T:
         try:
-            connection = await self._pool.acquire(timeout=ACQUIRE_S)
-            # A caller that is cancelled leaves it running to its end: cancelled in the middle of a statement, the
-            # driver now and then gives a connection back to the pool that is still busy with it.
-            return await asyncio.shield(asyncio.create_task(self._use(connection, use)))
+            while True:
+                connection = await self._pool.acquire(timeout=ACQUIRE_S)
+                try:
+                    # A caller that is cancelled leaves it running to its end: cancelled in the middle of a statement,
+                    # the driver now and then gives a connection back to the pool that is still busy with it.
+                    return await asyncio.shield(asyncio.create_task(self._use(connection, use)))
+                except _CUT:
+                    tries -= 1
+                    if not tries:
+                        raise
+                    # The others of the pool may be as dead, and not know it yet.
+                    await self._pool.expire_connections()
         except _OUR_MISTAKES:
             raise
         except _COME_AGAIN as error:

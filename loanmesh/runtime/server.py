@@ -167,9 +167,12 @@ def make_server(
     slow_call_s  from which duration on a call's span is kept, whether its trace is sampled or not.
     by_token  callers have no certificates, so that metadata alone says who calls: strangers are refused on it.
     """
+    message_mib = settings.max_message_mib
+    if by_token:
+        message_mib = min(message_mib, settings.token_message_max_mib)
     return grpc.aio.server(
         interceptors=[ServerInterceptor(clock, door, slow_call_s, by_token=by_token)],
-        options=server_options(settings.limits, settings.max_message_mib, settings.max_connection_age_s),
+        options=server_options(settings.limits, message_mib, settings.max_connection_age_s),
     )
 
 

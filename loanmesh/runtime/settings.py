@@ -48,6 +48,9 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
     """How long a connection lives before the client must look up addresses again; lets new replicas get traffic."""
     max_message_mib: Annotated[int, Field(ge=1, le=64)] = 8
     """Largest message taken, MiB, unpacked where it comes compressed."""
+    token_message_max_mib: Annotated[int, Field(ge=1, le=64)] = 4
+    """The same on `token_listen`, whose callers stand outside, and never more than `max_message_mib`. The
+    largest batch, 500 applications, has 8 KiB for each."""
     limits: LimitSettings = LimitSettings()
 
 

@@ -2,6 +2,9 @@
 
 The session (cookies, redirects, tracing, middlewares, payload types) is a third of what a query costs bureau, and a
 source needs none of it.
+
+An answer of HTTP does not say whose it is: one that comes late, or twice, is taken for that to the next query on its
+connection. So each query has a mark, which its answer repeats; a connection is kept only where it did.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import select
 import ssl
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -24,10 +28,7 @@ IDLE_S_MAX = 15.0
 
 
 class _Connection(ResponseHandler):
-    """One that is not used again after anything came on it while it was idle.
-
-    An answer does not say whom it is about: one that nobody asked for would be taken for the next subject's.
-    """
+    """One that is not used again after anything came on it while it was idle."""
 
     idle = False
 
@@ -45,6 +46,15 @@ class _Connection(ResponseHandler):
         poll = select.poll()
         poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         return not poll.poll(0)
+
+
+class Said(NamedTuple):
+    """What came back. body  None: longer than it may be."""
+
+    status: int
+    body: bytes | None
+    sure: bool
+    """Whether it can be to no other query: it repeats this one's mark, or came first on its connection."""
 
 
 class Http:
@@ -66,13 +76,15 @@ class Http:
         # Newest last: what is used again is the one used last, so that the others get old and are closed.
         self._idle: deque[tuple[float, _Connection]] = deque()
 
-    async def post(self, path: str, body: bytes, bytes_max: int) -> tuple[int, bytes | None]:
-        """Status and body of the answer to some JSON, None for a body longer than bytes_max. Follows no redirects.
+    async def post(self, path: str, body: bytes, mark: bytes, bytes_max: int) -> Said:
+        """The answer to some JSON. Follows no redirects.
 
+        mark  stands in `body`, and in no other query's.
         Raises ClientConnectionError where the connection breaks, another ClientError where the answer is no HTTP.
         What is cancelled closes its connection.
         """
         connection = self._take()
+        is_first = connection is None
         if connection is None:  # Not by its truth: a connection without an answer in it is false.
             connection = await self._connect()
         try:
@@ -91,18 +103,22 @@ class Http:
                 read += await content.readany()
                 if len(read) > bytes_max:
                     connection.close()
-                    return message.code, None
+                    return Said(message.code, None, is_first)
         except HttpProcessingError as error:
             connection.close()
             raise aiohttp.ClientError("the answer is no HTTP") from error
         except BaseException:
             connection.close()
             raise
-        self._give_back(connection)
-        return message.code, bytes(read)
+        is_marked = mark in read
+        if is_marked:
+            self._give_back(connection)
+        else:
+            connection.close()
+        return Said(message.code, bytes(read), is_first or is_marked)
 
     def close(self) -> None:
-        """Close what is idle; calls under way must have ended."""
+        """Close what is idle."""
         while self._idle:
             self._idle.pop()[1].close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -53,6 +54,8 @@ class HttpWire:
         self._clock = clock
         self._timeout_s = timeout_s
         self._dice = dice
+        # All of one length: none is a part of another.
+        self._marks = (f"{dice.getrandbits(64):016x}{number:016x}" for number in itertools.count())
 
     async def ask(self, source: Source, subject: Subject) -> Answer | str:
         """The answer, or `timeout`, `unavailable`, `overloaded` (429), `refused` (other 4xx) or `garbage`."""
@@ -101,8 +104,10 @@ class HttpWire:
             trail.tries.append(Try(began, self._clock.monotonic(), trail.status, error))
 
     async def _once(self, source: Source, subject: Subject) -> Answer | str:
-        asked = json.dumps({"kind": subject.identity_kind, "value": subject.number}).encode()
-        status, answer = await self._http.post(f"/v1/{source.id}/query", asked, BODY_BYTES_MAX)
+        mark = next(self._marks)
+        asked = json.dumps({"kind": subject.identity_kind, "value": subject.number, "query": mark}).encode()
+        path = f"/v1/{source.id}/query"
+        status, answer, sure = await self._http.post(path, asked, mark.encode(), BODY_BYTES_MAX)
         if trail := current.get():
             trail.status = status
         if status >= 500:
@@ -113,11 +118,17 @@ class HttpWire:
             return "refused"
         if answer is None:
             raise Garbage(f"{source.id}: the answer is longer than {BODY_BYTES_MAX} bytes")
+        if not sure:
+            # May be about somebody else. What is kept may be no better; the next try has a connection of its own.
+            self._http.close()
+            raise aiohttp.ClientConnectionError("the answer does not say which query it is to")
         said = json.loads(answer)
         now_s = self._clock.now().timestamp()
         observed_at = dt.datetime.fromisoformat(said["observed_at"])
         if observed_at.tzinfo is None or not 0 < observed_at.timestamp() <= now_s + FUTURE_S_MAX:
             raise Garbage(f"{source.id}: observed_at has no zone, or lies in the future or before 1970")
+        if said.get("query", mark) != mark:
+            raise Garbage(f"{source.id}: the answer is to another query")
         # A 404 counts as `does not know the subject` only in the source's own words: a proxy's 404 is garbage.
         found = status == 200
         facts = source.read(subject.kind, said["facts"]) if found else {}

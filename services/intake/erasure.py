@@ -76,7 +76,8 @@ class Eraser:
 
 
 class Upkeep:
-    """The passes over all applications: sealed anew after a rotation, erased when their time is over.
+    """The passes over all applications: sealed anew after a rotation, erased when their time is over, their subjects
+    forgotten.
 
     Takes a tenth of the time at most, in transactions of a few milliseconds; one replica at a time.
     """
@@ -128,6 +129,27 @@ class Upkeep:
             self._report("histories_deleted", count=deleted)
             await self._keeping.put("erase", "", "")
         await self._keeping.put("erase", "", "", 0.0)
+        return total
+
+    async def forget(self) -> int:
+        """Delete the hashes by which subjects of erased applications are found still; how many.
+
+        Those of an application that was erased unread: the numbers in it could not be read, so neither their hashes.
+        Goes through all hashes, and only where there is such an application.
+        """
+        if (taken := await self._keeping.take("forget")) is None:
+            return 0
+        place, told = taken
+        total = 0
+        while place != DONE:
+            started = self._clock.monotonic()
+            if (went := await self._keeping.forget(place, told)) is None:
+                break
+            place, total = went[0], total + went[1]
+            await self._rest(started)
+        await self._keeping.leave("forget")
+        if total:
+            self._report("subjects_forgotten", count=total)
         return total
 
     async def _erase_state(self, state: State, closed_before: float, now_s: float) -> int:

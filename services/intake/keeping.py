@@ -1,4 +1,4 @@
-"""What is done to applications long after they were decided: sealed anew, erased, forgotten. SQL, as in `store.py`.
+"""What is done to applications long after they were decided: sealed anew, erased, forgotten. SQL, as in `store`.
 
 Each pass goes over the table in small transactions, from where the one before stopped; one replica does it at a time.
 Nothing here touches an open application, but to wrap its data key anew, which changes no content.
@@ -6,6 +6,7 @@ Nothing here touches an open application, but to wrap its data key anew, which c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ INSERT INTO chore (name, place, told, owner, lease_until) VALUES (?, '', '', ?, 
 ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, lease_until = excluded.lease_until
 WHERE chore.lease_until < {now} OR chore.owner = excluded.owner RETURNING place, told"""
 _PUT = "UPDATE chore SET place = ?, told = ?, lease_until = {now} + ? WHERE name = ? AND owner = ? RETURNING name"
+_LEAVE = "UPDATE chore SET lease_until = 0 WHERE name = ? AND owner = ? RETURNING name"
 _WALK = """
 SELECT id, state, key_id, look_up_id, erased_at FROM application WHERE id > ? ORDER BY id LIMIT ?"""
 _WHOLE = """
@@ -47,6 +49,19 @@ SELECT id FROM application WHERE erased_at IS NULL AND state <> 'PENDING' AND st
 ORDER BY updated_at LIMIT ?"""
 _OLD = "SELECT id FROM application WHERE erased_at IS NOT NULL AND erased_at < ? ORDER BY erased_at LIMIT ?"
 _USE = "SELECT key_id, look_up_id, count(*) FROM application WHERE erased_at IS NULL GROUP BY 1, 2"
+# Whose hashes cannot be worked out, since the numbers in the payload cannot be read, are found by walking the table.
+_UNREAD = """
+INSERT INTO chore (name, place, told, owner, lease_until) VALUES ('forget', '', ?, '', 0)
+ON CONFLICT (name) DO UPDATE SET place = '', told = excluded.told"""
+_SUBJECTS = """
+SELECT s.lender, s.subject_hash, s.application_id, a.id IS NULL OR a.erased_at IS NOT NULL FROM
+  (SELECT lender, subject_hash, application_id FROM subject WHERE (lender, subject_hash, application_id) > (?, ?, ?)
+   ORDER BY lender, subject_hash, application_id LIMIT ?) AS s
+LEFT JOIN application a ON a.id = s.application_id ORDER BY 1, 2, 3"""
+_FORGET = "DELETE FROM subject WHERE lender = ? AND subject_hash = ? AND application_id = ?"
+_GO_ON = """
+UPDATE chore SET place = ?, lease_until = {now} + ?
+WHERE name = 'forget' AND owner = ? AND place = ? AND told = ? RETURNING name"""
 WALK_ROWS = 1000
 """Rows whose key ids are read at once: about a millisecond."""
 LEASE_S = 60.0
@@ -84,6 +99,10 @@ class Keeping:
     async def put(self, chore: str, place: str, told: str, lease_s: float = LEASE_S) -> None:
         """Note how far a pass has come."""
         await self._database.run(lambda: _answer(Statement(_PUT, [(place, told, lease_s, chore, self._owner)])))
+
+    async def leave(self, chore: str) -> None:
+        """Let another replica have a pass, as far as it has come."""
+        await self._database.run(lambda: _answer(Statement(_LEAVE, [(chore, self._owner)])))
 
     # --- Sealing anew ---
 
@@ -202,8 +221,9 @@ class Keeping:
             plain = self._privacy.stored(lender, id_, row[9], row[10]).unseal(row[7], "payload")
             yield from self._forget_subject(lender, id_, plain)
         except (DependencyDown, Unsealable) as error:
-            # It goes whether or not its key comes back, and must not hold up the others; look-ups find an erased row.
+            # It goes whether or not its key comes back, and must not hold up the others; its subjects' hashes follow.
             log.error("erased_unread", application=id_, error=str(error))
+            yield Statement(_UNREAD, [(id_,)])
         event = Happening(revision + 1, "erased", at, self._owner, {"rule": rule})
         hash_ = chain(before, id_, event)
         yield Statement(_ERASE, [(b"", at, hash_, at, id_, revision)])
@@ -215,6 +235,26 @@ class Keeping:
             "INSERT INTO event (application_id, seq, kind, at, actor, details, hash) VALUES (?, ?, ?, ?, ?, ?, ?)",
             [(id_, event.seq, event.kind, at, self._owner, details, hash_)],
         )
+
+    async def forget(self, place: str, told: str) -> tuple[str, int] | None:
+        """Delete hashes of subjects of applications that are erased, among the next ones after `place`: (the next
+        place, or DONE; how many were deleted). None where the pass is no longer ours, or must begin anew since another
+        application was erased unread.
+
+        place, told  as they were taken; place as it was answered before, from then on.
+        """
+        after = json.loads(place) if place else ("", "", "")
+        rows = await self._database.scan(_SUBJECTS, (*after, WALK_ROWS))
+        gone = [row[:3] for row in rows if row[3]]
+        next_place = DONE if len(rows) < WALK_ROWS else json.dumps(rows[-1][:3])
+
+        def script() -> Script[bool]:
+            ours = yield Statement(_GO_ON, [(next_place, LEASE_S, self._owner, place, told)])
+            if ours:
+                yield Statement(_FORGET, gone)
+            return bool(ours)
+
+        return (next_place, len(gone)) if await self._database.run(script) else None
 
     async def delete_histories(self, erased_before: float, at_most: int) -> int:
         """Delete rows that were erased before, with all that is kept of them; how many."""
@@ -234,10 +274,7 @@ class Keeping:
         return sorted({hash_ for number in numbers for hash_ in self._privacy.sealer.subjects(lender, number)})
 
     def _forget_subject(self, lender: str, id_: str, payload: bytes) -> Script[None]:
-        yield Statement(
-            "DELETE FROM subject WHERE lender = ? AND subject_hash = ? AND application_id = ?",
-            [(lender, hash_, id_) for hash_ in self._hashes(lender, payload)],
-        )
+        yield Statement(_FORGET, [(lender, hash_, id_) for hash_ in self._hashes(lender, payload)])
 
 
 def _held(row: Row) -> Held:

@@ -234,6 +234,7 @@ async def _keep_up(upkeep: Upkeep, every_s: float, clock: Clock) -> None:
         try:
             await upkeep.reseal()
             await upkeep.erase_over()
+            await upkeep.forget()
         except DependencyDown as error:
             structlog.get_logger().warning("upkeep_waits", error=str(error))
         except Exception as error:  # noqa: BLE001  A bug here must not end the passes for good, unseen.

@@ -160,7 +160,7 @@ DependencyDown while their key is away; raises a CallerError, or answers the col
 
 
 class Records(Protocol):
-    """The part of the store that answers callers. What each promises stands in `store.py`."""
+    """The part of the store that answers callers. What each promises stands in `store`."""
 
     async def accept(self, batch: Sequence[tuple[New, bool]]) -> list[Stored]: ...
     async def get(self, lender: str, application_id: str) -> Snapshot: ...

@@ -15,7 +15,7 @@ from loanmesh.runtime.errors import RequestIdConflict, WrongState
 from loanmesh.runtime.keys import KeyRing, Keys, KeySet, new_key
 from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.sealed import Sealer, is_sealed
-from services.intake import erasure
+from services.intake import erasure, keeping
 from services.intake.application import Claim, Happening, New, State, chain, digest
 from services.intake.erasure import Eraser, Fate, Upkeep
 from services.intake.erasure_servicer import told
@@ -322,6 +322,40 @@ async def test_one_whose_key_is_away_stops_no_erasure_and_goes_with_the_others(d
     assert await later.upkeep.erase_over() == 2
     assert await database.scan("SELECT id FROM application WHERE data_key IS NOT NULL OR erased_at IS NULL") == []
     assert await later.store.decision_with_evidence(LENDER, "id-001", 0) is None
+
+
+async def found(database: Database) -> list[str]:
+    """Applications that somebody who has the look-up key and a number would find."""
+    return [row[0] for row in await database.scan("SELECT application_id FROM subject ORDER BY 1")]
+
+
+async def test_the_subjects_of_one_that_was_erased_unread_are_forgotten_as_well(database: Database) -> None:
+    await declined(Replica(database), new(1))
+    young = Replica(database, rotated(without_old=True))
+    await accepted(young, new(2))
+    later = Replica(database, rotated(without_old=True), at_s=(RULES.declined_days + 1) * DAY_S)
+    assert await later.upkeep.erase_over() == 1
+    assert await found(database) == ["id-001", "id-002"]
+    assert await later.upkeep.forget() == 1
+    assert await found(database) == ["id-002"]
+
+
+async def test_forgetting_goes_on_where_it_was_cut_and_begins_anew_where_another_was_erased_unread(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "WALK_ROWS", 2)
+    await declined(Replica(database), *(new(n) for n in range(5)))
+    replica = Replica(database, rotated(without_old=True))
+    await replica.keeping.erase([f"id-{n:03d}" for n in range(4)], "asked", lambda _: None)
+    place, told = await replica.keeping.take("forget") or ("", "")
+    first = await replica.keeping.forget(place, told)
+    assert first
+    assert first[1] + len(await found(database)) == 5
+    await replica.keeping.erase(["id-004"], "asked", lambda _: None)
+    assert await replica.keeping.forget(first[0], told) is None, "what was erased since may lie behind"
+    assert first[1] + await replica.upkeep.forget() == 5
+    assert await found(database) == []
+    assert (await replica.keeping.take("forget") or ("", ""))[0] == DONE
 
 
 async def test_a_subject_with_many_kept_applications_is_forgotten_in_one_call(

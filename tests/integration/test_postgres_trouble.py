@@ -53,6 +53,33 @@ async def test_callers_that_give_up_spoil_nothing_for_the_others(postgres: str) 
     await database.close()
 
 
+async def test_reads_whose_connections_are_cut_are_answered_by_new_ones(postgres: str) -> None:
+    url = await new_database(postgres)
+    database = await open_database(url)
+    reads = [asyncio.create_task(database.read("SELECT 'read', pg_sleep(0.5)::text")) for _ in range(4)]
+    watcher = await asyncpg.connect(url)
+    # New connections would pass for those that were cut: all four must be at it first.
+    while await watcher.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT ''read''%'") < 4:
+        await SystemClock().sleep(0.01)
+    await watcher.close()
+    await _cut_connections(url)
+    assert await asyncio.gather(*reads) == [[("read", "")]] * 4
+    await database.close()
+
+
+async def test_a_read_that_is_cut_each_time_is_tried_twice_and_a_change_once(postgres: str) -> None:
+    database = await open_database(await new_database(postgres))
+    await database.run(lambda: _statements("CREATE SEQUENCE tries"))
+    fatal = "SELECT nextval('tries'), pg_terminate_backend(pg_backend_pid())"
+    with pytest.raises(DependencyDown, match="cannot be read"):
+        await database.read(fatal)
+    assert await database.read("SELECT last_value FROM tries") == [(2,)]
+    with pytest.raises(DependencyDown, match="cannot be written"):
+        await database.run(lambda: _statements(fatal))
+    assert await database.read("SELECT last_value FROM tries") == [(3,)]
+    await database.close()
+
+
 async def _read(database: Database, dice: random.Random, number: int) -> None:
     async with asyncio.timeout(dice.uniform(0, 0.02) if dice.random() < 0.5 else 10):
         # New words, so that the driver also prepares them.

@@ -71,6 +71,21 @@ async def test_a_stranger_is_refused_before_the_message_comes(mesh: Secured, iss
     assert mesh.intake.callers == []
 
 
+async def test_its_messages_are_smaller_than_those_of_who_has_a_certificate(mesh: Secured, issuer: Issuer) -> None:
+    by_token, by_certificate = mesh.believing(token=issuer.token("local")), mesh.security("client", "local")
+    between = an_application()
+    between.channel = "x" * (5 << 20)
+    async with Client(mesh.token_address, security=by_token) as client:
+        with pytest.raises(CallFailed, match="larger than"):
+            await client.submit(between)
+        await client.submit(an_application())
+    assert mesh.intake.callers == ["local"]
+    async with Client(mesh.address, security=by_certificate) as client:
+        # Taken, and then refused for what it says.
+        with pytest.raises(CallFailed, match="channel"):
+            await client.submit(between)
+
+
 async def test_a_certificate_does_not_count_where_none_is_asked_for(mesh: Secured) -> None:
     async with Client(mesh.token_address, security=mesh.security("client", "local")) as client:
         with pytest.raises(CallFailed, match="nobody is proven"):

@@ -7,7 +7,7 @@ from lending.type.v1.party_pb2 import Identity, Party
 from loanmesh.runtime.errors import InvalidRequest, WrongState
 from loanmesh.runtime.identity import resident_check
 from services.intake.application import OUTPUT_ONLY, Happening, State, chain, differing, require_allowed, unsound
-from services.intake.store import parse_filter
+from services.intake.store.filter import parse_filter
 from tests.builders import NOW, an_application
 
 

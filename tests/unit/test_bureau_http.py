@@ -23,23 +23,28 @@ class Source:
 
     def __init__(self) -> None:
         self.connections: list[asyncio.Transport] = []
+        self.before = b""
+        """What it says before the next answer."""
+        self.forgets_marks = False
 
     def connection(self) -> asyncio.Protocol:
-        return Connection(self.connections)
+        return Connection(self)
 
 
 class Connection(asyncio.Protocol):
-    def __init__(self, connections: list[asyncio.Transport]) -> None:
-        self._connections = connections
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._connections.append(self._transport)
+        self._source.connections.append(self._transport)
 
     def data_received(self, data: bytes) -> None:
         # So short a query comes in one piece.
         _, _, asked = data.decode().partition("\r\n\r\n")
-        self._transport.write(answer(f"about {asked}"))
+        said = "of somebody" if self._source.forgets_marks else f"about {asked}"
+        self._transport.write(self._source.before + answer(said))
+        self._source.before = b""
 
 
 @asynccontextmanager
@@ -66,7 +71,7 @@ def test_a_connection_is_kept_while_its_source_says_what_it_is_asked(new_loop: N
     async def ask() -> None:
         async with asking() as (source, http):
             for subject in (b"one", b"two", b"three"):
-                assert await http.post("/q", subject, 100) == (200, b"about " + subject)
+                assert await http.post("/q", subject, subject, 100) == (200, b"about " + subject, True)
             assert len(source.connections) == 1
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -79,11 +84,38 @@ def test_a_connection_is_kept_while_its_source_says_what_it_is_asked(new_loop: N
 def test_an_answer_that_nobody_asked_for_is_not_the_next_subjects(new_loop: NewLoop, more: bytes, turns: int) -> None:
     async def ask() -> None:
         async with asking() as (source, http):
-            assert await http.post("/q", b"one", 100) == (200, b"about one")
+            assert await http.post("/q", b"one", b"one", 100) == (200, b"about one", True)
             source.connections[0].write(more)
             for _ in range(turns):  # Whether the loop has read it by then must not matter.
                 await asyncio.sleep(0)  # noqa: TID251  Gives way, and takes no time.
-            assert await http.post("/q", b"two", 100) == (200, b"about two")
+            assert await http.post("/q", b"two", b"two", 100) == (200, b"about two", True)
+            assert len(source.connections) == 2
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(ask())
+
+
+@LOOPS
+def test_an_answer_that_came_after_the_next_query_went_out_is_not_sure_to_be_its_own(new_loop: NewLoop) -> None:
+    async def ask() -> None:
+        async with asking() as (source, http):
+            assert await http.post("/q", b"one", b"one", 100) == (200, b"about one", True)
+            source.before = answer("about one, again")
+            assert await http.post("/q", b"two", b"two", 100) == (200, b"about one, again", False)
+            assert await http.post("/q", b"three", b"three", 100) == (200, b"about three", True)
+            assert len(source.connections) == 2
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(ask())
+
+
+@LOOPS
+def test_a_source_that_repeats_no_marks_is_asked_on_a_new_connection_each_time(new_loop: NewLoop) -> None:
+    async def ask() -> None:
+        async with asking() as (source, http):
+            source.forgets_marks = True
+            for subject in (b"one", b"two"):
+                assert await http.post("/q", subject, subject, 100) == (200, b"of somebody", True)
             assert len(source.connections) == 2
 
     with asyncio.Runner(loop_factory=new_loop) as runner:

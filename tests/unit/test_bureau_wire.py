@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import ssl
@@ -68,7 +69,9 @@ def ask(wire_to: WireTo) -> Ask:
 
 def answers(body: Any, status: int = 200) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
-        assert await request.json() == {"kind": "unified_social_credit_code", "value": "x"}
+        asked = await request.json()
+        assert len(asked.pop("query")) == 32
+        assert asked == {"kind": "unified_social_credit_code", "value": "x"}
         text = body if isinstance(body, str) else json.dumps(body)
         return web.Response(text=text, status=status, content_type="application/json")
 
@@ -165,7 +168,8 @@ async def test_a_connection_is_used_again_until_its_source_ends_it(wire_to: Wire
     async def keeps(request: web.Request) -> web.StreamResponse:
         assert request.transport
         ports.append(request.transport.get_extra_info("peername")[1])
-        response = web.json_response({"observed_at": NOW, "facts": {}})
+        mark = (await request.json())["query"]
+        response = web.json_response({"query": mark, "observed_at": NOW, "facts": {}})
         if len(ports) == 2:
             response.force_close()
         return response
@@ -208,6 +212,49 @@ async def test_the_answer_to_a_query_that_timed_out_is_not_taken_for_the_next_on
     said = await wire.ask(COURT, SUBJECT)
     assert isinstance(said, Answer)
     assert said.facts == {"court.enforcement_open_count": 2}
+
+
+class Repeats:
+    """A source that answers each query twice: at once, or only when the next one has come on its connection."""
+
+    def __init__(self, *, at_once: bool, marks: bool) -> None:
+        self._at_once = at_once
+        self._marks = marks
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        before = b""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+                answer = self._answer(json.loads(await reader.readexactly(length)))
+                writer.write(answer * 2 if self._at_once else before + answer)
+                before = answer
+        writer.close()
+
+    def _answer(self, asked: dict[str, str]) -> bytes:
+        said: dict[str, object] = {"observed_at": NOW, "facts": {"court.enforcement_open_count": int(asked["value"])}}
+        if self._marks:
+            said["query"] = asked["query"]
+        body = json.dumps(said).encode()
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+@pytest.mark.parametrize("marks", [True, False])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_an_answer_that_comes_twice_is_never_the_next_persons(at_once: bool, marks: bool) -> None:
+    server = await asyncio.start_server(Repeats(at_once=at_once, marks=marks).serve, "127.0.0.1", 0)
+    wire = HttpWire(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", SystemClock(), 5, random.Random(1))
+    for number in range(5):
+        said = await wire.ask(COURT, Subject("firm", "unified_social_credit_code", str(number)))
+        assert isinstance(said, Answer)
+        assert said.facts == {"court.enforcement_open_count": number}
+    await wire.close()
+    server.close()
+
+
+async def test_an_answer_to_another_query_is_garbage(ask: Ask) -> None:
+    said = await ask(answers({"query": "0" * 32, "observed_at": NOW, "facts": {"court.enforcement_open_count": 2}}))
+    assert said == "garbage"
 
 
 async def test_an_answer_may_come_in_pieces(ask: Ask) -> None:

@@ -8,7 +8,8 @@ import datetime as dt
 import pytest
 
 from loanmesh.runtime.errors import InvalidRequest
-from services.intake.store import _open_token, parse_filter
+from services.intake.store.filter import parse_filter
+from services.intake.store.listing import open_token
 
 
 def test_conditions_are_joined_and_bound() -> None:
@@ -50,5 +51,5 @@ def test_what_cannot_be_read_is_refused(text: str) -> None:
 @pytest.mark.parametrize("said", ["null", '["abc", "x", "tag"]', "[1, 2, 3]", "[]", "{}", "nonsense"])
 def test_a_page_token_that_is_none_of_ours_is_refused(said: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        _open_token(base64.urlsafe_b64encode(said.encode()).decode(), "tag")
+        open_token(base64.urlsafe_b64encode(said.encode()).decode(), "tag")
     assert refused.value.violations[0][0] == "page_token"

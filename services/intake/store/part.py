@@ -1,0 +1,21 @@
+"""What each part of the store stands on."""
+
+from __future__ import annotations
+
+from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.database import Database, Statement
+from services.intake.privacy import Privacy
+
+SYNC = Statement("SELECT {synced}")
+"""What was found instead of written may be on one disk only: the answer is to wait until it is on all it should be."""
+
+
+class Part:
+    """A part of the store: its database, how content is kept there, and who writes. All raise DependencyDown."""
+
+    def __init__(self, database: Database, clock: Clock, owner: str, lease_s: float, privacy: Privacy) -> None:
+        self._database = database
+        self._privacy = privacy
+        self._clock = clock
+        self._owner = owner
+        self._lease_s = lease_s
