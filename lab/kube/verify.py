@@ -195,6 +195,9 @@ class Trial:
         await self._until(step, waiting_for)
 
     async def _unready(self) -> AsyncIterator[str]:
+        # Causes first: what operators have not made, pods wait for.
+        async for line in self._unlooked_at():
+            yield line
         for workload in self._applied.workloads:
             kind, name = workload.object.kind, workload.name
             found = await self._cluster.get(kind, name, self._namespace)
@@ -208,11 +211,16 @@ class Trial:
         for pod in await self._pods():
             if not is_ready(pod):
                 yield f"pod {pod['metadata']['name']}: {_why(pod)}"
-        for custom in self._applied.objects:
-            if custom.kind in TELLS_READY:
-                kind = ".".join([custom.kind, *reversed(str(custom.data["apiVersion"]).split("/"))])
-                if waits := _unlooked(await self._cluster.get(kind, custom.name, self._namespace)):
-                    yield f"{custom}: {_operator(custom)} {waits}"
+
+    async def _unlooked_at(self) -> AsyncIterator[str]:
+        """One line for each operator that has not done its work."""
+        said = set()
+        for found in self._applied.objects:
+            if found.kind in TELLS_READY and (operator := _operator(found)) not in said:
+                kind = ".".join([found.kind, *reversed(str(found.data["apiVersion"]).split("/"))])
+                if waits := _unlooked(await self._cluster.get(kind, found.name, self._namespace)):
+                    said.add(operator)
+                    yield f"{found}: {operator} {waits}"
 
     async def _until(self, step: str, waiting_for: Callable[[], Awaitable[list[str]]]) -> None:
         give_up = self._clock.monotonic() + self._within_s
