@@ -6,6 +6,7 @@ import contextvars
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Literal
 
 CALLERS_REMEMBERED = 4096
@@ -34,11 +35,23 @@ class Caller:
 
 STRANGER = Caller("", "none")
 _current: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
+_said: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("said", default=MappingProxyType({}))
 
 
 def note(caller: Caller | None) -> None:
     """From now on, in this task, `caller` is who calls; None: nobody proved anything."""
     _current.set(caller)
+
+
+def note_said(metadata: Mapping[str, str]) -> None:
+    """From now on, in this task, this is what the call's text metadata says: read once, since it is copied each time
+    that gRPC is asked for it."""
+    _said.set(metadata)
+
+
+def said() -> Mapping[str, str]:
+    """Text metadata of the call that this task answers; not proven."""
+    return _said.get()
 
 
 def proven() -> Caller | None:

@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
 
-from loanmesh.runtime import caller, deadline, measures, ops, semconv, telemetry, tracing
+from loanmesh.runtime import caller, deadline, io_threads, measures, ops, semconv, telemetry, tracing
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.door import Door
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
@@ -126,6 +126,8 @@ async def _serve(name: str, owner: str, settings: C, build: Callable[[C, Clock],
         addresses["health"] = _listen(probed, settings.server.health_listen, None, knob)
         await probed.start()
     forever = [heartbeat.beat_forever(), service.vitals.sample_forever(clock)]
+    if io_threads.can_be_scheduled():
+        forever.append(io_threads.IoThreads(clock).look_forever())
     if certificates:
         forever.append(certificates.watch_forever())
     pulse = [asyncio.create_task(each) for each in forever]
@@ -242,28 +244,39 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         self._door = door
         self._by_token = by_token
         self._slow_call_s = slow_call_s
+        # By path; of methods that there are, so that strangers cannot fill it.
+        self._wrapped: dict[str, Any] = {}
         self._duration = telemetry.recorder(measures.SERVER_CALL)
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         """Wrap the handler; of health, reflection and the like only the caller is looked at."""
-        handler = await continuation(details)
-        if handler is None:
-            return handler
-        carrier = {k: v for k, v in details.invocation_metadata or () if isinstance(v, str)}
-        method = details.method.lstrip("/")
+        metadata = {k: v for k, v in details.invocation_metadata or () if isinstance(v, str)}
+        # The handler runs in this task, after us.
+        caller.note_said(metadata)
+        wrapped = self._wrapped.get(details.method)
+        if wrapped is None:
+            handler = await continuation(details)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[details.method] = self._wrap(handler, details.method)
         if self._door and self._by_token:
             try:
-                self._door.enter({}, carrier, method)
+                self._door.enter({}, metadata, details.method.lstrip("/"))
             except LoanmeshError as error:
-                return self._refusing(error, method, carrier)
-        if not details.method.startswith(OURS):
-            return handler if self._door is None else _behind(self._door, handler, method, carrier)
+                return self._refusing(error, details.method.lstrip("/"))
+        return wrapped
+
+    def _wrap(self, handler: Any, path: str) -> Any:
+        """The handler that answers all calls of a method."""
+        method = path.lstrip("/")
+        if not path.startswith(OURS):
+            return handler if self._door is None else _behind(self._door, handler, method)
         read = _or_malformed(handler.request_deserializer)
         if handler.unary_unary:
             behaviour = handler.unary_unary
 
             async def unary(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-                with _Call(self, method, carrier, context) as call:
+                with _Call(self, method, context) as call:
                     try:
                         return await behaviour(await call.checked(read, data), context)
                     except LoanmeshError as error:
@@ -280,7 +293,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         behaviour = handler.unary_stream
 
         async def stream(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            with _Call(self, method, carrier, context) as call:
+            with _Call(self, method, context) as call:
                 call.may_take_s = float("inf")  # A stream lasts as long as its reader likes.
                 try:
                     async for response in behaviour(await call.checked(read, data), context):
@@ -296,22 +309,22 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
         return grpc.unary_stream_rpc_method_handler(stream, bytes, handler.response_serializer)
 
-    def _refusing(self, error: LoanmeshError, method: str, carrier: dict[str, str]) -> Any:
+    def _refusing(self, error: LoanmeshError, method: str) -> Any:
         """Answers a call without taking its message: gRPC receives those of a stream when they are asked for."""
 
         async def answers(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            with _Call(self, method, carrier, context) as call:
+            with _Call(self, method, context) as call:
                 await call.refuse(error)
 
         return grpc.stream_stream_rpc_method_handler(answers, bytes, bytes)
 
 
-def _behind(door: Door, handler: Any, method: str, carrier: dict[str, str]) -> Any:
+def _behind(door: Door, handler: Any, method: str) -> Any:
     """The same handler, for those who may call it."""
 
     async def enter(context: grpc.aio.ServicerContext[Any, Any]) -> None:
         try:
-            door.enter(context.auth_context(), carrier, method)
+            door.enter(context.auth_context(), caller.said(), method)
         except LoanmeshError as error:
             details = (("grpc-status-details-bin", item_status(error).SerializeToString()),)
             await context.abort(status_code(error), str(error), details)
@@ -358,10 +371,9 @@ def _or_malformed(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 class _Call:
     """One call under way: its span, its clock, its end."""
 
-    def __init__(self, owner: ServerInterceptor, method: str, carrier: dict[str, str], context: Any) -> None:
+    def __init__(self, owner: ServerInterceptor, method: str, context: Any) -> None:
         self._owner = owner
         self._method = method
-        self._carrier = carrier
         self._context = context
         self._status = "OK"
         self._told: dict[str, str] = {}
@@ -373,7 +385,7 @@ class _Call:
         self._started = self._owner._clock.monotonic()
         self._left_s = self._context.time_remaining()
         deadline.note(None if self._left_s is None else self._started + self._left_s)
-        self._span = tracing.enter(self._carrier.get("traceparent", ""))
+        self._span = tracing.enter(caller.said().get("traceparent", ""))
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace_back: Any) -> None:
@@ -430,7 +442,7 @@ class _Call:
         """The request. Refuses who may not call, what comes too late to be answered, and what breaks the contract's
         rules, in this order."""
         door = self._owner._door
-        who = door.enter(self._context.auth_context(), self._carrier, self._method) if door else None
+        who = door.enter(self._context.auth_context(), caller.said(), self._method) if door else None
         caller.note(who)
         if self._left_s is not None and self._left_s < BUDGET_S_MIN:
             self._status = "DEADLINE_EXCEEDED"

@@ -120,7 +120,8 @@ class TelemetrySettings(BaseModel, frozen=True, extra="forbid"):
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of new traces that are recorded though nothing is wrong; a caller's own choice is followed."""
     slow_s: Annotated[float, Field(gt=0)] = 2.0
-    """From which age on, seconds, a decision is late; its application is then traced in full."""
+    """From which age on, seconds, an interactive application's decision is late; it is then traced in full. A
+    partner's may be twice as old, one of bulk ten times, a re-assessment thirty times."""
     slow_call_s: Annotated[float, Field(gt=0)] = 1.0
     """From which duration on, seconds, a call is slow and its span kept. Waits that were asked for do not count."""
     metrics_every_s: Annotated[float, Field(ge=1)] = 15.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from loanmesh.runtime.caller import proven
 from loanmesh.runtime.clock import Clock
@@ -40,10 +40,9 @@ class Admission:
         self._clock = clock
         self._urgent_at = float("-inf")
 
-    def arrived(self, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, float]:
+    def arrived(self, said: Mapping[str, str]) -> tuple[str, float]:
         """Who calls, and for how long the call queued before we saw it, seconds. What is proven about the caller goes
-        before what it says of itself."""
-        said = {key: value for key, value in metadata if isinstance(value, str)}
+        before what it says of itself in its metadata."""
         who = proven()
         client = who.client if who else said.get(CLIENT_HEADER, DEFAULT_CLIENT)[:64]
         sent = read_sent(said.get(SENT_HEADER, ""))

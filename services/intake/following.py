@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from lending.bureau.v1.bureau_service_pb2 import CreditProfile
+from lending.intake.v1.intake_service_pb2 import PRIORITY_BULK, PRIORITY_PARTNER, PRIORITY_REASSESSMENT
 from lending.pricing.v1.pricing_service_pb2 import Pricing
 from lending.scoring.v1.scoring_service_pb2 import Score
 
@@ -50,6 +51,9 @@ COMMIT = "settle applications"
 STORE = "accept applications"
 SLOW_COMMIT_S = 0.5
 """A commit that takes this long is told of by itself: it makes callers wait."""
+PATIENCE: dict[int, float] = {PRIORITY_PARTNER: 2.0, PRIORITY_BULK: 10.0, PRIORITY_REASSESSMENT: 30.0}
+"""How many times as old as an interactive one an application of a class is when its decision is late: for what is sent
+to be decided some time, a turn in the queue is nothing to look into."""
 LOST = "lost attempt"
 WAIT = "wait for a turn"
 
@@ -65,6 +69,13 @@ class _Stage:
     ended: float = 0.0
     gaps: dict[str, Answer] = field(default_factory=dict)
     error: str = ""
+    _ids: frozenset[str] | None = None
+
+    def asked_for(self, application_id: str) -> bool:
+        """Whether the application was among those of the call."""
+        if self._ids is None:
+            self._ids = frozenset(case.claim.id for case in self.cases)
+        return application_id in self._ids
 
 
 @dataclass(slots=True)
@@ -76,13 +87,15 @@ class _Batch:
     kept: Mapping[str, str]
     """Applications known from the start to be worth their trace, and why."""
     stages: list[_Stage] = field(default_factory=list)
+    epoch_s: float = 0.0
+    """Seconds since 1970 when the monotonic clock was zero: read once, since hundreds of times are told of a batch."""
 
 
 class Following:
     """Wraps the pipeline's ports and its one function; changes nothing of what they say.
 
     owner   names this replica, as in leases.
-    slow_s  from which age on a decision is late.
+    slow_s  from which age on the decision of an interactive application is late.
     report  called where a span could not be told, which must never cost a decision.
     """
 
@@ -217,17 +230,17 @@ class Following:
         began: float,
     ) -> None:
         ended = self._clock.monotonic()
-        now_s = self._clock.now().timestamp()
+        batch.epoch_s = self._recorder.at(0.0)
         told = []
         for claim in claims:
-            why = self._worth(batch, claim, results.get(claim.id), error, now_s)
+            why = self._worth(batch, claim, results.get(claim.id), error, batch.epoch_s + ended)
             at = place_of(claim.traceparent) if why else None
             if at:
                 self._tell_one(batch, claim, at, results.get(claim.id), error, began, ended, why)
                 told.append(at)
         if told:
             self._recorder.tell(
-                ATTEMPT, batch.at, 0, self._recorder.at(began), self._recorder.at(ended), kind="consumer",
+                ATTEMPT, batch.at, 0, batch.epoch_s + began, batch.epoch_s + ended, kind="consumer",
                 attributes={**_queue(len(claims)), semconv.OWNER: self._owner},
                 error=type(error).__name__ if error else "",
                 links=[Place(at.trace_id, batch.attempt) for at in told],
@@ -249,7 +262,8 @@ class Following:
             case Decided():
                 if result.details.get("degradations"):
                     return "degraded"
-        return batch.kept.get(claim.id) or ("late" if now_s - claim.created_at >= self._slow_s else "")
+        late_s = self._slow_s * PATIENCE.get(claim.priority, 1.0)
+        return batch.kept.get(claim.id) or ("late" if now_s - claim.created_at >= late_s else "")
 
     def _tell_one(
         self,
@@ -263,7 +277,7 @@ class Following:
         why: str,
     ) -> None:
         recorder = self._recorder
-        began_at, ended_at = recorder.at(began), recorder.at(ended)
+        began_at, ended_at = batch.epoch_s + began, batch.epoch_s + ended
         first = claim.waiting_for == "[]"
         if first:
             self._tell_call(claim, at, why)
@@ -277,7 +291,7 @@ class Following:
         attributes = {
             **_queue(1), **_of(claim), **said, semconv.LENDER: claim.lender, semconv.OWNER: self._owner,
             semconv.OUTCOME: outcome, semconv.KEPT_FOR: why, semconv.ATTEMPT: claim.fence,
-            semconv.MESSAGING_BATCH_COUNT: sum(1 for stage in batch.stages[:1] for _ in stage.cases) or 1,
+            semconv.MESSAGING_BATCH_COUNT: max(1, len(batch.stages[0].cases)) if batch.stages else 1,
             semconv.WAITED_MS: round(1000 * (began_at - waits_from), 1),
             semconv.AGE_MS: round(1000 * (ended_at - claim.created_at), 1),
         }  # fmt: skip
@@ -292,7 +306,7 @@ class Following:
 
     def _tell_stage(self, batch: _Batch, stage: _Stage, claim: Claim, at: Place) -> None:
         recorder, hop = self._recorder, stage.name in METHODS
-        if hop and not any(case.claim.id == claim.id for case in stage.cases):
+        if hop and not stage.asked_for(claim.id):
             return
         gap = stage.gaps.get(claim.id)
         attributes: dict[str, str | int | float | bool] = {**_of(claim)}
@@ -319,8 +333,8 @@ class Following:
         if wrong:
             attributes[semconv.ERROR_TYPE] = wrong
         recorder.tell(
-            METHODS.get(stage.name, COMMIT), Place(at.trace_id, stage.span), batch.attempt, recorder.at(stage.began),
-            recorder.at(stage.ended), kind="client", attributes=attributes, error=wrong,
+            METHODS.get(stage.name, COMMIT), Place(at.trace_id, stage.span), batch.attempt,
+            batch.epoch_s + stage.began, batch.epoch_s + stage.ended, kind="client", attributes=attributes, error=wrong,
         )  # fmt: skip
 
     def _tell_call(self, claim: Claim, at: Place, why: str) -> None:

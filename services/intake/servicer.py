@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from lending.scoring.v1.scoring_service_pb2 import Score
 from lending.type.v1.offer_pb2 import Offer
 
 from loanmesh.runtime.batching import Batcher
+from loanmesh.runtime.caller import said
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.deadline import remaining_s
 from loanmesh.runtime.errors import (
@@ -110,7 +110,7 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.SubmitApplicationRequest, context: _Context
     ) -> pb.SubmitApplicationResponse:
         """Store, acknowledge; wait for the decision where asked."""
-        client, delay_s = self._admission.arrived(context.invocation_metadata() or ())
+        client, delay_s = self._admission.arrived(said())
         started = self._clock.monotonic()
         new = self._new(request.parent, request, client, self._traceparent())
         self._reception.offered((new,))
@@ -137,7 +137,7 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.BatchSubmitApplicationsRequest, context: _Context
     ) -> pb.BatchSubmitApplicationsResponse:
         """Store many; each for itself."""
-        client, delay_s = self._admission.arrived(context.invocation_metadata() or ())
+        client, delay_s = self._admission.arrived(said())
         started = self._clock.monotonic()
         response = pb.BatchSubmitApplicationsResponse()
         traceparent = self._traceparent()
@@ -299,7 +299,7 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.WatchApplicationRequest, context: _Context
     ) -> AsyncIterator[pb.WatchApplicationResponse]:
         """Each change until the end."""
-        client, _ = self._admission.arrived(context.invocation_metadata() or ())
+        client, _ = self._admission.arrived(said())
         with self._watchers.watching(client):
             async for snapshot in self._changes(*_split(request.name)):
                 yield pb.WatchApplicationResponse(application=await self._to_proto(snapshot))
@@ -495,15 +495,12 @@ def _checked(parent: str, item: pb.SubmitApplicationRequest) -> pb.SubmitApplica
 
 def _decided(new: New, result: Decided) -> Snapshot:
     """A new application as its decision, committed a moment ago, left it."""
-    return dataclasses.replace(
-        domain.as_stored(new),
-        state=State.DECIDED,
-        decision=result.decision,
-        due_at=result.due_at,
-        assessment=result.claim.assessment,
-        revision=result.claim.revision + 1,
-        updated_at=result.decided_at,
-    )
+    return Snapshot(
+        id=new.id, lender=new.lender, payload=new.payload, state=State.DECIDED, not_before=new.created_at,
+        waiting_for=(), missing=(), due_at=result.due_at, assessment=result.claim.assessment, accepted_offer="",
+        revision=result.claim.revision + 1, created_at=new.created_at, updated_at=result.decided_at,
+        decision=result.decision, priority=new.priority,
+    )  # fmt: skip
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -42,9 +42,6 @@ class AnEstimate:
 class Call:
     """A call's context, as far as intake looks at it."""
 
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
-
     def __init__(self) -> None:
         self.acknowledged = 0
 

@@ -18,7 +18,7 @@ from lending.ops.v1.ops_service_pb2_grpc import OpsServiceServicer, add_OpsServi
 
 from loanmesh.cli.authority import Authority, Subject
 from loanmesh.client import Security
-from loanmesh.runtime.caller import proven
+from loanmesh.runtime.caller import proven, said
 from loanmesh.runtime.clock import SystemClock
 from loanmesh.runtime.server import make_server
 from loanmesh.runtime.settings import AccessSettings, ServerSettings, ServiceSettings, TlsSettings, TokenSettings
@@ -42,7 +42,7 @@ class Intake(IntakeServiceServicer):
         self.hold: asyncio.Event | None = None
 
     async def SubmitApplication(self, request: pb.SubmitApplicationRequest, context: Any) -> Any:
-        client, _ = self.admission.arrived(context.invocation_metadata())
+        client, _ = self.admission.arrived(said())
         self.admission.admit(client, 1, 1, 0.0)
         self.callers.append(client)
         return pb.SubmitApplicationResponse(application=pb.Application(name=NAME))

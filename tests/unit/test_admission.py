@@ -73,9 +73,9 @@ def test_who_is_turned_away_for_the_queue_does_not_pay_for_it() -> None:
 def test_the_queue_before_the_door_is_told_from_the_senders_clock() -> None:
     clock = FakeClock()
     door = a_door(clock=clock)
-    assert door.arrived([("loanmesh-client", "app"), ("loanmesh-sent-ms", "a1:5000")]) == ("app", 0.0)
+    assert door.arrived({"loanmesh-client": "app", "loanmesh-sent-ms": "a1:5000"}) == ("app", 0.0)
     clock.advance(1.0)
-    client, delay_s = door.arrived([("loanmesh-sent-ms", "a1:5400"), ("trace-bin", b"x")])
+    client, delay_s = door.arrived({"loanmesh-sent-ms": "a1:5400"})
     assert client == "local"
     assert delay_s == pytest.approx(0.6)
 
@@ -83,9 +83,9 @@ def test_the_queue_before_the_door_is_told_from_the_senders_clock() -> None:
 def test_what_is_proven_of_a_caller_goes_before_what_it_says() -> None:
     try:
         caller.note(Caller("client/shop", "certificate"))
-        assert a_door().arrived([("loanmesh-client", "somebody-else")])[0] == "shop"
+        assert a_door().arrived({"loanmesh-client": "somebody-else"})[0] == "shop"
         caller.note(Caller("operator/shop", "token"))
-        assert a_door().arrived([("loanmesh-client", "shop")])[0] == "operator/shop"
+        assert a_door().arrived({"loanmesh-client": "shop"})[0] == "operator/shop"
     finally:
         caller.note(None)
-    assert a_door().arrived([("loanmesh-client", "shop")])[0] == "shop"
+    assert a_door().arrived({"loanmesh-client": "shop"})[0] == "shop"

@@ -159,6 +159,16 @@ async def test_an_attempt_that_died_with_its_replica_is_told_by_who_took_over() 
     assert lost.end_time == pytest.approx(end * 1e9)
 
 
+@pytest.mark.parametrize(("priority", "late_s"), [(1, 2), (2, 4), (3, 20), (4, 60)])
+async def test_what_can_wait_is_late_later(priority: int, late_s: float) -> None:
+    told = Told()
+    for age_s, spans in ((late_s - 0.5, 0), (late_s + 0.5, 1)):
+        created_at = told.clock.now().timestamp() - age_s
+        await told.decide(Fake(), claim(told, priority=priority, created_at=created_at, not_before=created_at))
+        kept = [span for span in told.spans("process applications") if semconv.KEPT_FOR in facts(span)]
+        assert len(kept) == spans
+
+
 async def test_a_decision_that_comes_late_is_told_with_its_wait() -> None:
     told = Told()
     one = claim(told)

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
-from loanmesh.runtime import semconv, tracing
+from loanmesh.runtime import caller, semconv, tracing
 from loanmesh.runtime.clock import FakeClock, SystemClock
 from loanmesh.runtime.server import ServerInterceptor, _Call
 from loanmesh.runtime.telemetry import _add_trace_id
@@ -49,8 +49,8 @@ class Context:
 
 def called(traceparent: str = "", status: str = "OK", brings: bool = False) -> tracing.Span | None:
     """A call from its beginning to its end."""
-    carrier = {"traceparent": traceparent} if traceparent else {}
-    with _Call(ServerInterceptor(SystemClock()), METHOD, carrier, Context()) as call:
+    caller.note_said({"traceparent": traceparent} if traceparent else {})
+    with _Call(ServerInterceptor(SystemClock()), METHOD, Context()) as call:
         call._status = status
         if brings:
             tracing.current_traceparent()
