@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import datetime as dt
-from collections.abc import AsyncIterator
 
 import pytest
 
 from loanmesh.runtime.clock import FakeClock
-from loanmesh.runtime.database import Database, Script, Statement, open_database
+from loanmesh.runtime.database import Database, Script, Statement
 from loanmesh.runtime.errors import RequestIdConflict, WrongState
 from loanmesh.runtime.keys import KeyRing, Keys, KeySet, new_key
-from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.sealed import Sealer, is_sealed
 from services.intake import erasure, keeping
 from services.intake.application import Claim, Happening, New, State, chain, digest
@@ -29,14 +26,6 @@ from tests.builders import RING, an_application
 LENDER = "lenders/demo"
 CLOCK = FakeClock()
 RULES = RetentionSettings()
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    await asyncio.to_thread(upgrade, database_url, "services.intake")
-    opened = await open_database(database_url)
-    yield opened
-    await opened.close()
 
 
 class Replica:
