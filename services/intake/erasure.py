@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.errors import DependencyDown
+from loanmesh.runtime.lasting import Lasting
 from services.intake.application import State
 from services.intake.keeping import DONE, Held, Keeping
 from services.intake.retention import DAY_S, Keep, RetentionSettings, Standing, must_keep, over
@@ -99,6 +101,19 @@ class Upkeep:
         self._clock = clock
         self._rows = rows
         self._report = report
+
+    async def keep_forever(self, every_s: float) -> None:
+        """Make each pass now and then; ends by cancellation only. One that fails holds up no other."""
+        passes = {"reseal": self.reseal, "erase": self.erase_over, "forget": self.forget}
+        lasting = {name: Lasting(name) for name in passes}
+        while True:
+            await self._clock.sleep(every_s)
+            for name, make in passes.items():
+                with lasting[name]:
+                    try:
+                        await make()
+                    except DependencyDown as error:
+                        self._report("upkeep_waits", work=name, error=str(error))
 
     async def reseal(self) -> int:
         """Go through the table once for each goal (the keys in force, and the day); how many were sealed anew."""
