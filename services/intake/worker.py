@@ -151,7 +151,9 @@ class Worker:
             rest += await self._claiming or ()
         if rest:
             await self._give_back(rest)
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        # A batch that cannot be committed ends by giving back its leases, in a task of its own.
+        while self._under_way:
+            await asyncio.gather(*self._under_way, return_exceptions=True)
 
     async def _give_back(self, claims: Sequence[Claim]) -> None:
         await self._safely("release", self._leases.release(claims))

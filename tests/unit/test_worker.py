@@ -432,5 +432,28 @@ async def test_what_is_leased_to_a_draining_replica_is_given_back() -> None:
     assert not worker.busy
 
 
+async def test_draining_waits_until_a_batch_that_could_not_be_committed_is_given_back() -> None:
+    gate = asyncio.Event()
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        await gate.wait()
+        raise DependencyDown("no COMMIT")
+
+    class Slow(Leases):
+        async def release(self, claims: Sequence[Claim]) -> None:
+            await turns(5)
+            await super().release(claims)
+
+    leases = Slow()
+    worker = a_worker(leases, decide_batch)
+    worker.offer(some_claims(2))
+    await turns()
+    draining = asyncio.create_task(worker.drain())
+    await turns()
+    gate.set()
+    await draining
+    assert leases.released == ["0", "1"]
+
+
 async def decide_at_once(claims: Sequence[Claim]) -> dict[str, Result]:
     return deferred(claims)
