@@ -42,8 +42,9 @@ _SCALARS = (
     "贷款",
     "\\x00",
     '"\\ud800"',
-    "[" * 300,
-    "{a: " * 300,
+    "[" * 1200,
+    "{a: " * 1200,
+    "1 + " * 12_000 + "1",
 )
 _VALUE = re.compile(r"(:\s+|-\s+|\[|,\s*)([^\s\[\]{},#:][^\[\]{},#\n]*)")
 _VALUES: tuple[Any, ...] = (
@@ -77,7 +78,7 @@ def spoiled(data: bytes, dice: random.Random) -> bytes:
         case 1:
             return data[:at] + odd.octets(dice) + data[at:]
         case 2:
-            return b"[" * 300
+            return b"[" * 100_000
         case _:
             changed = bytearray(data)
             for _ in range(5):

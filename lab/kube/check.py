@@ -2,7 +2,8 @@
 
     python -m lab.kube.check [--overlay NAME] ... [--json]
 
-Ends with 0 where all is well, 1 where something is wrong: one line a problem, object, field and rule.
+Ends with 0 where all is well, 1 where something is wrong: one line a problem, object, field and rule; 2 where there is
+no such overlay.
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ def overlays() -> list[str]:
     return sorted(path.parent.name for path in OVERLAYS.glob("*/kustomization.yaml"))
 
 
+def folder_of(name: str, parser: argparse.ArgumentParser) -> Path:
+    """Of an overlay that is named, or a folder. Ends with 2 where there is neither."""
+    for folder in (OVERLAYS / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    parser.error(f"--overlay {name}: neither an overlay ({', '.join(overlays())}) nor a folder")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Check, print, and say how it went."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     wrong = 0
     for name in asked.overlay or overlays():
-        folder = OVERLAYS / name if (OVERLAYS / name).is_dir() else Path(name)
+        folder = folder_of(name, parser)
         try:
             overlay = build(folder)
         except CannotBuild as error:

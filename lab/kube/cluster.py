@@ -19,11 +19,15 @@ class Refused(Exception):
     """The cluster, or kubectl before it, said no; the text is theirs."""
 
 
+class Unreachable(Refused):
+    """There is no such cluster, or it does not answer."""
+
+
 class Cluster(Protocol):
     """What can be asked of a cluster. Everything raises Refused."""
 
     async def version(self) -> str:
-        """Of the API server, e.g. v1.37.2."""
+        """Of the API server, e.g. v1.37.2. Raises Unreachable."""
 
     async def kinds(self) -> set[tuple[str, str]]:
         """(apiVersion, kind) that it takes."""
@@ -68,7 +72,20 @@ class Kubectl:
         self._command += [f"--kubeconfig={kubeconfig}"] if kubeconfig else []
 
     async def version(self) -> str:
-        return str(json.loads(await self._run("version", "-o", "json"))["serverVersion"]["gitVersion"])
+        try:
+            return str(json.loads(await self._run("version", "-o", "json"))["serverVersion"]["gitVersion"])
+        except Refused as error:
+            contexts = await self._contexts()
+            known = f"the kubeconfig knows {', '.join(contexts)}" if contexts else "the kubeconfig knows no context"
+            raise Unreachable(
+                f"{error}; {known}; name one: make kube-verify CONTEXT=NAME, or --context NAME"
+            ) from error
+
+    async def _contexts(self) -> list[str]:
+        try:
+            return (await self._run("config", "get-contexts", "-o", "name")).split()
+        except Refused:
+            return []  # Its file is not there either, as the first complaint says.
 
     async def kinds(self) -> set[tuple[str, str]]:
         found = set()
@@ -142,9 +159,12 @@ class Kubectl:
         try:
             out, error = await asyncio.wait_for(process.communicate(stdin.encode() if stdin else None), within_s)
         except TimeoutError:
-            process.kill()
-            await process.wait()
             raise Refused(f"kubectl {words[0]}: no answer within {within_s:g} s") from None
+        finally:
+            # Whoever is interrupted leaves no kubectl behind that goes on changing the cluster.
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         if process.returncode:
             raise Refused(f"kubectl {words[0]}: {error.decode().strip()[-2000:]}")
         return out.decode()

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from lab.kube.code import PROBED, WITH_TABLES
-from lab.kube.overlay import Object, Overlay, Problem, Workload, selects
+from lab.kube.overlay import Object, Overlay, Problem, Workload, cores, selects
 
 NAME = "app.kubernetes.io/name"
 LABELS = (NAME, "app.kubernetes.io/component", "app.kubernetes.io/part-of")
 SPREAD_OVER = ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
 REPLICAS_MIN = 2
 """Of each service, so that one may always be away."""
+PROBE_S_MIN = 3
+"""How long a probe waits at least: a loop that is busy answers late, and is taken for one that is away."""
+GROWS_AT_CORES = (0.4, 0.8)
+"""Between how many busy cores of a replica an autoscaler adds another: one event loop fills one."""
+MIGRATION_S_MIN = 1800
+"""What a migration may take at least: it is one transaction, and what is cut off begins again from nothing."""
+KEEPS = "currentReplicasIfHigher"
+"""KEDA's word for a fallback that is a floor."""
 
 
 def check(overlay: Overlay) -> Iterator[Problem]:
@@ -21,10 +30,13 @@ def check(overlay: Overlay) -> Iterator[Problem]:
         yield Problem("overlay", "NetworkPolicy", "one must select all pods and deny both ways")
     services = list(overlay.services())
     for workload in services:
-        for rule in (_service, _disruption, _priority, _scaled, _policies, _account, _probes, _spread, _release):
+        for rule in (_service, _disruption, _scaled, _policies, _account, _probes, _spread, _release):
             yield from rule(overlay, workload)
     for workload in overlay.workloads:
         yield from _every(workload)
+        yield from _priority(overlay, workload)
+        if workload.object.kind == "Job":
+            yield from _migration(workload)
     for service in sorted({workload.service for workload in services} & set(WITH_TABLES)):
         if not any(w.object.kind == "Job" and w.words == ["migrate", service] for w in overlay.workloads):
             yield Problem("overlay", f"Job {service}-migrate", f"{service} keeps tables, so a Job must migrate them")
@@ -61,7 +73,15 @@ def _disruption(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
 def _priority(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
     name = workload.pod.get("priorityClassName", "")
     if not name or overlay.find("PriorityClass", name) is None:
-        yield workload.wrong("priorityClassName", f"{name!r} is no PriorityClass of the overlay")
+        rule = f"{name!r} is no PriorityClass of the overlay: others would push it off its node"
+        yield workload.wrong("priorityClassName", rule)
+
+
+def _migration(workload: Workload) -> Iterator[Problem]:
+    within_s = workload.object.spec.get("activeDeadlineSeconds", MIGRATION_S_MIN)
+    if within_s < MIGRATION_S_MIN:
+        rule = f"is {within_s}; at least {MIGRATION_S_MIN} s: what is cut off begins again from nothing"
+        yield workload.object.wrong("spec.activeDeadlineSeconds", rule)
 
 
 def scaler_of(overlay: Overlay, name: str) -> Object | None:
@@ -118,16 +138,34 @@ def _signals(scaler: Object, workload: Workload) -> Iterator[Problem]:
                 f"spec.metrics[{index}].containerResource.container",
                 f"{measured['container']} is none of {workload.name}",
             )
+        elif measured and measured["name"] == "cpu":
+            at = f"spec.metrics[{index}].containerResource.target.averageUtilization"
+            yield from _grows(scaler, workload, at, measured["target"].get("averageUtilization"))
     for index, trigger in enumerate(scaler.spec.get("triggers") or ()):
         said = trigger.get("metadata") or {}
         if "containerName" in said and said["containerName"] not in containers:
             yield scaler.wrong(
                 f"spec.triggers[{index}].metadata.containerName", f"{said['containerName']} is none of {workload.name}"
             )
+        if trigger.get("type") == "cpu" and trigger.get("metricType") == "Utilization":
+            yield from _grows(scaler, workload, f"spec.triggers[{index}].metadata.value", said.get("value"))
         if trigger.get("type") == "external" and said.get("service") != workload.name:
             yield scaler.wrong(f"spec.triggers[{index}].metadata.service", f"must be {workload.name}, which it scales")
     if not scaler.spec.get("metrics") and not scaler.spec.get("triggers"):
         yield scaler.wrong("spec", "has no signal to scale by")
+    if scaler.kind == "ScaledObject" and (scaler.spec.get("fallback") or {}).get("behavior") != KEEPS:
+        yield scaler.wrong("spec.fallback.behavior", f"must be {KEEPS}: else a scaler that is away takes replicas away")
+
+
+def _grows(scaler: Object, workload: Workload, at: str, percent: Any) -> Iterator[Problem]:
+    """Utilisation is of what the container asks for; what counts is how busy one loop then is."""
+    asked = ((workload.main.get("resources") or {}).get("requests") or {}).get("cpu")
+    if asked is None or percent is None:
+        return  # Which is named elsewhere.
+    busy, (least, most) = cores(asked) * float(percent) / 100, GROWS_AT_CORES
+    if not least <= busy <= most:
+        rule = f"is {percent} % of {asked}, {busy:.2f} cores; must be {least} to {most}: one loop fills one core"
+        yield scaler.wrong(at, rule)
 
 
 def _policies(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
@@ -164,6 +202,10 @@ def _probes(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
             yield workload.wrong(f"{at}.grpc.port", f"must be the health port, {health}")
         if grpc.get("service") != told or told not in PROBED:
             yield workload.wrong(f"{at}.grpc.service", f"must be {told}")
+        waits_s = workload.main[probe].get("timeoutSeconds", 1)
+        if probe != "startupProbe" and waits_s < PROBE_S_MIN:
+            rule = f"is {waits_s}; at least {PROBE_S_MIN} s: a replica that is busy answers late"
+            yield workload.wrong(f"{at}.timeoutSeconds", rule)
 
 
 def _spread(overlay: Overlay, workload: Workload) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lab.kube.cluster import Refused
-from lab.kube.overlay import Workload
+from lab.kube.overlay import Workload, cores
 
 _BYTES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 BUILD_WITHIN_S = 1800.0
@@ -26,7 +26,7 @@ def flags(workload: Workload) -> list[str]:
     """What its manifest says of the pod, as podman's options."""
     both = {**(workload.pod.get("securityContext") or {}), **(workload.main.get("securityContext") or {})}
     limits = workload.main["resources"]["limits"]
-    found = [f"--user={both['runAsUser']}:{both['runAsGroup']}", f"--cpus={_cores(limits['cpu'])}"]
+    found = [f"--user={both['runAsUser']}:{both['runAsGroup']}", f"--cpus={cores(limits['cpu'])}"]
     found.append(f"--memory={_bytes(limits['memory'])}")
     found += ["--read-only", "--read-only-tmpfs=false"] if both.get("readOnlyRootFilesystem") else []
     found += ["--security-opt=no-new-privileges"] if both.get("allowPrivilegeEscalation") is False else []
@@ -37,10 +37,6 @@ def flags(workload: Workload) -> list[str]:
             size = _bytes(empty[mount["name"]].get("sizeLimit", "64Mi"))
             found.append(f"--tmpfs={mount['mountPath']}:rw,size={size},mode=1777")
     return found
-
-
-def _cores(text: str) -> float:
-    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
 def _bytes(text: str) -> int:

@@ -187,6 +187,12 @@ class Overlay:
         return (workload for workload in self.workloads if workload.object.kind == "Deployment" and workload.serves)
 
 
+def cores(text: str | int | float) -> float:
+    """Of a quantity of CPU, e.g. `100m` or `2`."""
+    said = str(text)
+    return float(said[:-1]) / 1000 if said.endswith("m") else float(said)
+
+
 def selects(selector: Mapping[str, Any] | None, labels: Mapping[str, str]) -> bool:
     """Whether a label selector takes these labels. An empty one takes all, an absent one none."""
     if selector is None:

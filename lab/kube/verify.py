@@ -2,14 +2,16 @@
 
     python -m lab.kube.verify [--context NAME] [--kubeconfig FILE] [--overlay NAME] [--within SECONDS] [--keep] [--json]
 
-Everything it makes stands in the overlay's namespace, which must not be there before, and goes in the end. Ends with 0
-where all held, with 1 where something did not, or could not be tried at all; what the cluster cannot show is said.
+Everything it makes stands in the overlay's namespace, which must not be there before, and goes in the end, after Ctrl-C
+too. Ends with 0 where all held, 1 where something did not, 2 where there is no such overlay, 3 where no cluster
+answers, 130 when interrupted. What the cluster cannot show is said.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -20,17 +22,26 @@ from typing import Any
 
 from lab.kube import check, trial
 from lab.kube.availability import NAME, Watched, Watching, is_ready
-from lab.kube.cluster import Cluster, Data, Kubectl, Refused
+from lab.kube.cluster import Cluster, Data, Kubectl, Refused, Unreachable
 from lab.kube.completeness import bounds, scaler_of
-from lab.kube.overlay import OVERLAYS, CannotBuild, Object, Overlay, build
+from lab.kube.overlay import CannotBuild, Object, Overlay, build
 from lab.kube.report import Report, summed_up
 from loanmesh.runtime.clock import Clock, SystemClock
 
 LOOK_EVERY_S = 2.0
-INTERRUPTED = 130
+UNREACHABLE, INTERRUPTED = 3, 130
 SIMULATED = "kwok.x-k8s.io/node"
 """Annotation of nodes that kwok plays."""
 ZONE = "topology.kubernetes.io/zone"
+OPERATORS = {
+    "cert-manager.io": "cert-manager",
+    "keda.sh": "KEDA",
+    "monitoring.coreos.com": "Prometheus' operator",
+    "postgresql.cnpg.io": "CloudNativePG",
+}
+"""Who brings the custom resources of a group, and looks after them."""
+TELLS_READY = ("Certificate", "Cluster", "Issuer", "ScaledObject")
+"""Custom resources whose operator says in a condition, Ready, whether it has done what they ask for."""
 
 
 class Impossible(Exception):
@@ -60,7 +71,7 @@ class Trial:
         self._made: list[Object] = []
 
     async def run(self, *, keep: bool = False) -> None:
-        """All steps, and the cleaning up whatever became of them."""
+        """All steps, and the cleaning up whatever became of them. Raises Unreachable, where nothing was tried."""
         try:
             await self._look()
             await self._enforced()
@@ -69,13 +80,25 @@ class Trial:
             await self._scaled()
             await self._released()
             await self._drained()
+        except Unreachable:
+            raise
+        except asyncio.CancelledError:
+            self._report.failed("trial", "interrupted")
+            self._report.progress("interrupted: cleaning up; once more, and what was made is left there")
+            raise
         except (Impossible, Refused) as error:
             self._report.failed("trial", str(error))
         finally:
-            if keep:
-                self._report.not_tried("clean up", f"asked to keep: kubectl delete namespace {self._namespace}")
-            else:
+            if keep and self._made:
+                self._report.not_tried("clean up", f"asked to keep: {self.by_hand}")
+            elif self._made:
                 await self._clean_up()
+
+    @property
+    def by_hand(self) -> str:
+        """How to delete what was made and is still there; empty where nothing is."""
+        words = " ".join(f"{found.kind.lower()}/{found.name}" for found in reversed(self._made))
+        return f"kubectl delete {words}" if words else ""
 
     # --- What there is ---
 
@@ -92,10 +115,13 @@ class Trial:
             )
         kinds = await self._cluster.kinds()
         known = [found for found in self._overlay.objects if (str(found.data["apiVersion"]), found.kind) in kinds]
-        left_out = Counter(found.kind for found in self._overlay.objects if found not in known)
+        unknown = [found for found in self._overlay.objects if found not in known]
+        left_out = Counter(found.kind for found in unknown)
         if left_out:
             names = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-            self._report.not_tried("custom resources", f"the cluster does not know {names}: left out")
+            missing = ", ".join(sorted({_operator(found) for found in unknown}))
+            text = f"the cluster does not know {names}: left out; {missing} would bring them"
+            self._report.not_tried("custom resources", text)
         self._applied = Overlay(known)
         self._left_out = sorted(left_out)
 
@@ -169,6 +195,9 @@ class Trial:
         await self._until(step, waiting_for)
 
     async def _unready(self) -> AsyncIterator[str]:
+        # Causes first: what operators have not made, pods wait for.
+        async for line in self._unlooked_at():
+            yield line
         for workload in self._applied.workloads:
             kind, name = workload.object.kind, workload.name
             found = await self._cluster.get(kind, name, self._namespace)
@@ -183,16 +212,34 @@ class Trial:
             if not is_ready(pod):
                 yield f"pod {pod['metadata']['name']}: {_why(pod)}"
 
+    async def _unlooked_at(self) -> AsyncIterator[str]:
+        """One line for each operator that has not done its work."""
+        said = set()
+        for found in self._applied.objects:
+            if found.kind in TELLS_READY and (operator := _operator(found)) not in said:
+                kind = ".".join([found.kind, *reversed(str(found.data["apiVersion"]).split("/"))])
+                if waits := _unlooked(await self._cluster.get(kind, found.name, self._namespace)):
+                    said.add(operator)
+                    yield f"{found}: {operator} {waits}"
+
     async def _until(self, step: str, waiting_for: Callable[[], Awaitable[list[str]]]) -> None:
         give_up = self._clock.monotonic() + self._within_s
         said = ""
         while rest := await waiting_for():
             if self._clock.monotonic() > give_up:
-                raise Impossible(f"{step}: after {self._within_s:g} s still waiting for {'; '.join(rest[:8])}")
+                waited = f"{step}: after {self._within_s:g} s still waiting for {'; '.join(rest[:8])}"
+                raise Impossible("; ".join([waited, *await self._refusals()]))
             if rest[0] != said:
                 said = rest[0]
                 self._report.progress(f"{step}: waiting for {len(rest)}, first: {said}")
             await self._clock.sleep(LOOK_EVERY_S)
+
+    async def _refusals(self) -> list[str]:
+        """Why pods were not even made: a quota, an admission policy. Nothing but events says so."""
+        events = await self._cluster.all("events", self._namespace)
+        said = [str(event.get("message", "")) for event in events if event.get("reason") == "FailedCreate"]
+        alike = dict.fromkeys(re.sub(r'pods "[^"]*"', "pods", text) for text in said)
+        return [f"the cluster refuses pods: {text}" for text in list(alike)[:3]]
 
     # --- What the API server made of it ---
 
@@ -349,14 +396,24 @@ class Trial:
     # --- Clean up ---
 
     async def _clean_up(self) -> None:
-        wrong = []
-        for found in reversed(self._made):
+        wrong, count = [], len(self._made)
+        for found in reversed(self._made.copy()):
             self._report.progress(f"clean up: deleting {found}")
             try:
                 await self._cluster.delete(found.kind, found.name, self._within_s)
+                self._made.remove(found)
             except Refused as error:
-                wrong.append(f"{found} is still there: {error}")
-        self._report.judge("clean up", wrong, f"{len(self._made)} deleted, with all in them")
+                wrong += [f"{found} is still there: {error}", *await self._holds(found)]
+        self._report.judge("clean up", wrong, f"{count} deleted, with all in them")
+
+    async def _holds(self, found: Object) -> list[str]:
+        """Why something that is to go is still there, in the cluster's words."""
+        try:
+            stored = await self._cluster.get(found.kind, found.name) or {}
+        except Refused:
+            return []  # It does not answer any more; the first complaint says so.
+        conditions = (stored.get("status") or {}).get("conditions") or ()
+        return [str(one["message"]) for one in conditions if one.get("status") == "True" and one.get("message")]
 
 
 def differences(sent: Any, stored: Any, at: str) -> Iterator[str]:
@@ -394,6 +451,20 @@ def _waits(kind: str, name: str, found: Data, floor: int) -> str:
     return f"{kind} {name}: {serve} of {wanted} serve, {fresh} of them new, {there} are there"
 
 
+def _unlooked(stored: Data | None) -> str:
+    """Why a custom resource is not ready yet, or nothing."""
+    conditions = ((stored or {}).get("status") or {}).get("conditions") or ()
+    ready: Data = next((one for one in conditions if one["type"] == "Ready"), {})
+    if ready.get("status") == "True":
+        return ""
+    return f"says {ready.get('message') or ready.get('reason')}" if ready else "has not looked at it: does it run?"
+
+
+def _operator(found: Object) -> str:
+    group = str(found.data["apiVersion"]).partition("/")[0]
+    return OPERATORS.get(group, group)
+
+
 def _of_every_node(pod: Data) -> bool:
     """Whether a DaemonSet owns it: such a pod stays on a node that is drained."""
     return any(owner["kind"] == "DaemonSet" for owner in pod["metadata"].get("ownerReferences") or ())
@@ -428,21 +499,34 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.within <= 0:
         parser.error("--within must be above 0")
-    folder = OVERLAYS / asked.overlay if (OVERLAYS / asked.overlay).is_dir() else Path(asked.overlay)
+    folder = check.folder_of(asked.overlay, parser)
 
     report = Report(quiet=asked.json)
+    code = _tried(report, folder, asked)
+    summed_up(report, asked.overlay, asked.json)
+    return code
+
+
+def _tried(report: Report, folder: Path, asked: argparse.Namespace) -> int:
+    """Check, then try; the exit code."""
+    one: Trial | None = None
     try:
         overlay = build(folder)
         wrong = [str(problem) for problem in check.problems(overlay)]
         report.judge("checker", wrong, f"{asked.overlay}: {len(overlay.objects)} objects, no problems")
         if not wrong:
             cluster = Kubectl(asked.context, asked.kubeconfig)
-            asyncio.run(Trial(cluster, overlay, SystemClock(), report, within_s=asked.within).run(keep=asked.keep))
+            one = Trial(cluster, overlay, SystemClock(), report, within_s=asked.within)
+            asyncio.run(one.run(keep=asked.keep))
     except CannotBuild as error:
         report.failed("build", str(error))
+    except Unreachable as error:
+        report.failed("cluster", str(error))
+        return UNREACHABLE
     except KeyboardInterrupt:
+        if one and one.by_hand and not asked.keep:
+            report.failed("clean up", f"interrupted, too: {one.by_hand}")
         return INTERRUPTED
-    summed_up(report, asked.overlay, asked.json)
     return 0 if report.good else 1
 
 

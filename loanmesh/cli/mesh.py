@@ -105,6 +105,7 @@ class Mesh:
         self._renewing: asyncio.Task[None] | None = None
         self._lock: IO[str] | None = None
         self._scaling = asyncio.Lock()
+        self._ending = False
         self._scaler: asyncio.Task[None] | None = None
         self._listener: asyncio.Server | None = None
         self._postgres = self._own_postgres() if database == OWN_POSTGRES else None
@@ -173,30 +174,34 @@ class Mesh:
         self._listener = await control.listen(self._state, self._answer)
 
     async def stop(self) -> None:
-        """Stop all parts, intake first, so that nothing new comes in; kill what does not leave in time."""
+        """Stop all parts, intake first, so that nothing new comes in; kill what does not leave in time.
+
+        May be called again, also meanwhile: each call returns when all have left.
+        """
+        self._ending = True
         if self._listener:
             self._listener.close()
         if self._scaler and self._scaler is not asyncio.current_task():
             # A replica that does not get ready must not hold up the end of all the others.
             self._scaler.cancel()
             await asyncio.gather(self._scaler, return_exceptions=True)
-        await self._scaling.acquire()  # Nothing new begins.
-        if self._sinking:
-            self._sinking.cancel()
-            await asyncio.gather(self._sinking, return_exceptions=True)
-        keepers = [part.keeper for part in self._everything() if part.keeper]
-        keepers += [self._renewing] if self._renewing else []
-        for keeper in keepers:
-            keeper.cancel()
-        await asyncio.gather(*keepers, return_exceptions=True)
-        for stage in (("intake",), ("bureau", "scoring", "pricing"), ("sandbox",)):
-            await asyncio.gather(*(self._end(part) for name in stage for part in self.replicas[name]))
-        if self._postgres:
-            await self._end(self._postgres)
-        await self._end(self._sink)  # Last: the others have told it of their end.
-        await self._names.stop()
-        if self._lock:
-            self._lock.close()
+        async with self._scaling:  # Nothing new begins.
+            if self._sinking:
+                self._sinking.cancel()
+                await asyncio.gather(self._sinking, return_exceptions=True)
+            keepers = [part.keeper for part in self._everything() if part.keeper]
+            keepers += [self._renewing] if self._renewing else []
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
+            for stage in (("intake",), ("bureau", "scoring", "pricing"), ("sandbox",)):
+                await asyncio.gather(*(self._end(part) for name in stage for part in self.replicas[name]))
+            if self._postgres:
+                await self._end(self._postgres)
+            await self._end(self._sink)  # Last: the others have told it of their end.
+            await self._names.stop()
+            if self._lock:
+                self._lock.close()
 
     async def _start_sink(self) -> None:
         """Keep traces. Where that cannot be, the mesh works without."""
@@ -266,6 +271,8 @@ class Mesh:
         """
         check_replicas(wanted)
         async with self._scaling:
+            if self._ending:
+                raise CannotStart("the mesh is stopping")
             self._scaler = asyncio.current_task()
             try:
                 for name, count in wanted.items():

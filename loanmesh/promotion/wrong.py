@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
+
+from loanmesh.runtime import plain_yaml
 
 M = TypeVar("M", bound=BaseModel)
 SHOWN_MAX = 60
@@ -28,12 +29,12 @@ def read_yaml(path: Path, kind: type[M]) -> M:
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
             raise WrongFile(path, [f"is larger than {FILE_BYTES_MAX:,} bytes"])
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        said = plain_yaml.read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise WrongFile(path, [f"cannot be read: {why}"]) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise WrongFile(path, [f"is no YAML: {' '.join(str(error).split())[:200]}"]) from error
+    except plain_yaml.WrongYaml as error:
+        raise WrongFile(path, [f"{error.place.removeprefix(':')}: {error}".removeprefix(": ")]) from error
     try:
         return kind.model_validate(said)
     except ValidationError as error:

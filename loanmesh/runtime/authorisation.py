@@ -9,10 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loanmesh.runtime.caller import CALLERS_REMEMBERED, STRANGER, Caller
 from loanmesh.runtime.errors import NotAllowed, Unauthenticated
+from loanmesh.runtime.plain_yaml import WrongYaml, read_yaml
 from loanmesh.runtime.setting_rules import WrongSetting
 
 SECTIONS = ("roles", "methods", "lenders")
@@ -123,9 +122,9 @@ def _shipped() -> dict[str, dict[str, list[str]]]:
 
 def _sections(text: str, file: str) -> dict[str, dict[str, list[str]]]:
     try:
-        whole = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be.
-        raise BadTable(f"{file}: is no YAML: {str(error).splitlines()[0]}") from error
+        whole = read_yaml(text)
+    except WrongYaml as error:
+        raise BadTable(f"{file}{error.place}: {error}") from error
     if not isinstance(whole, dict):
         raise BadTable(f"{file}: holds no sections")
     for name, section in whole.items():

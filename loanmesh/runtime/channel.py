@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2  # noqa: F401  Registers the health service that healthCheckConfig calls.
-from opentelemetry import propagate, trace
 
 from loanmesh.runtime import deadline, measures, semconv, telemetry, tracing
 from loanmesh.runtime.certificates import Files, Watched
@@ -147,7 +146,6 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
         self._clock = clock
         self._deadline_s = deadline_s
         self._diagnosis = diagnosis
-        self._tracer = trace.get_tracer("loanmesh")
         self._duration = telemetry.recorder(measures.CLIENT_CALL)
 
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
@@ -156,70 +154,45 @@ class _UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
         method = method.lstrip("/")
         started = self._clock.monotonic()
         status, cause = "OK", ""
-        parent = trace.get_current_span().get_span_context()
-        with self._tracer.start_as_current_span(
-            method,
-            kind=trace.SpanKind.CLIENT,
-            attributes={semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: method},
-            record_exception=False,
-        ) as span:
-            carrier: dict[str, str] = {}
-            propagate.inject(carrier)
-            timeout = deadline.remaining_s(started, details.timeout or self._deadline_s(method))
-            metadata = [*(details.metadata or ()), *carrier.items()]
-            call = await continuation(
-                grpc.aio.ClientCallDetails(
-                    details.method, timeout, grpc.aio.Metadata(*metadata), details.credentials, details.wait_for_ready
-                ),
-                request,
-            )
-            try:
-                # Awaiting the call itself, never its code: only so does a cancelled caller cancel the server.
-                return await call
-            except grpc.RpcError as error:
-                if isinstance(error, grpc.aio.AioRpcError):
-                    status = error.code().name
-                    if cause := self._cause(error):
-                        error.add_note(cause)
-                else:
-                    status = "UNKNOWN"
-                raise
-            except BaseException:
-                status = "CANCELLED"
-                call.cancel()
-                raise
-            finally:
-                ended = self._clock.monotonic()
-                if span.is_recording():
-                    span.set_attribute(semconv.RPC_STATUS_CODE, status)
-                    if status != "OK":
-                        span.set_attribute(semconv.ERROR_TYPE, cause or status)
-                        span.set_status(trace.StatusCode.ERROR, status)
-                elif status != "OK" and (recorder := tracing.recorder()):
-                    _tell(recorder, method, span, parent, started, ended, status, cause)
-                self._duration(ended - started, {semconv.RPC_METHOD: method, semconv.RPC_STATUS_CODE: status})
+        within, recorder = tracing.current(), tracing.recorder()
+        surrounding = within.traceparent if within else ""
+        span = recorder.begin(surrounding) if recorder else None
+        told = span.traceparent if span else surrounding
+        timeout = deadline.remaining_s(started, details.timeout or self._deadline_s(method))
+        metadata = [*(details.metadata or ()), *([("traceparent", told)] if told else [])]
+        call = await continuation(
+            grpc.aio.ClientCallDetails(
+                details.method, timeout, grpc.aio.Metadata(*metadata), details.credentials, details.wait_for_ready
+            ),
+            request,
+        )
+        try:
+            # Awaiting the call itself, never its code: only so does a cancelled caller cancel the server.
+            return await call
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.aio.AioRpcError):
+                status = error.code().name
+                if cause := self._cause(error):
+                    error.add_note(cause)
+            else:
+                status = "UNKNOWN"
+            raise
+        except BaseException:
+            status = "CANCELLED"
+            call.cancel()
+            raise
+        finally:
+            ended = self._clock.monotonic()
+            wrong = "" if status == "OK" else status
+            if recorder and span and (span.kept or wrong):
+                said = {semconv.ERROR_TYPE: cause} if cause else {}
+                recorder.tell_call(
+                    tracing.Call(method, "client", span.at, span.parent, started, ended, status, said, wrong)
+                )
+            self._duration(ended - started, {semconv.RPC_METHOD: method, semconv.RPC_STATUS_CODE: status})
 
     def _cause(self, error: grpc.aio.AioRpcError) -> str:
         """Tell a bad certificate from a service that is away, in span and log."""
         if self._diagnosis is None or error.code() is not grpc.StatusCode.UNAVAILABLE:
             return ""
         return self._diagnosis.note(error.details() or "")
-
-
-def _tell(
-    recorder: tracing.Recorder,
-    method: str,
-    span: trace.Span,
-    parent: trace.SpanContext,
-    started: float,
-    ended: float,
-    status: str,
-    cause: str,
-) -> None:
-    """The span of a call that failed, though its trace was not recorded until now."""
-    context = span.get_span_context()
-    if context.is_valid:
-        attributes = {semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: method,
-                      semconv.RPC_STATUS_CODE: status, semconv.ERROR_TYPE: cause or status}  # fmt: skip
-        place = tracing.Place(context.trace_id, context.span_id)
-        recorder.tell_call(tracing.Call(method, "client", place, parent.span_id, started, ended, attributes, status))

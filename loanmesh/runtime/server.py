@@ -18,7 +18,6 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
-from opentelemetry import propagate, trace
 
 from loanmesh.runtime import caller, deadline, measures, ops, semconv, telemetry, tracing
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
@@ -243,7 +242,6 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         self._door = door
         self._by_token = by_token
         self._slow_call_s = slow_call_s
-        self._tracer = trace.get_tracer("loanmesh")
         self._duration = telemetry.recorder(measures.SERVER_CALL)
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
@@ -375,14 +373,7 @@ class _Call:
         self._started = self._owner._clock.monotonic()
         self._left_s = self._context.time_remaining()
         deadline.note(None if self._left_s is None else self._started + self._left_s)
-        self._scope = self._owner._tracer.start_as_current_span(
-            self._method,
-            context=propagate.extract(self._carrier),
-            kind=trace.SpanKind.SERVER,
-            attributes={semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: self._method},
-            record_exception=False,
-        )
-        self._span = self._scope.__enter__()
+        self._span = tracing.enter(self._carrier.get("traceparent", ""))
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace_back: Any) -> None:
@@ -393,40 +384,20 @@ class _Call:
         ended = self._owner._clock.monotonic()
         took_s = ended - self._started
         wrong = self._status if self._status in _SERVER_FAULTS or self._status == _SHED else ""
-        recorder = tracing.recorder()
         slow = took_s > self.may_take_s
         if slow or wrong:
             self._told[semconv.KEPT_FOR] = "shed" if wrong == _SHED else "failed" if wrong else "slow"
-        if self._span.is_recording():
-            self._span.set_attributes({semconv.RPC_STATUS_CODE: self._status, **self._told})
-            if wrong:
-                self._span.set_attribute(semconv.ERROR_TYPE, self._status)
-            if self._status in _SERVER_FAULTS:
-                self._span.set_status(trace.StatusCode.ERROR, self._status)
-        elif recorder:
-            self._note(recorder, ended, wrong, keep=slow or bool(wrong))
-        if recorder and self._items:
-            self._tell_items(recorder, ended, wrong)
-        self._scope.__exit__(None, None, None)
+        recorder, span = tracing.recorder(), self._span
+        if recorder and span:
+            keep = span.kept or slow or bool(wrong)
+            if keep or span.brings:
+                call = tracing.Call(
+                    self._method, "server", span.at, span.parent, self._started, ended, self._status, self._told, wrong
+                )
+                recorder.ended(call, keep)
+            if self._items:
+                self._tell_items(recorder, ended, wrong)
         self._owner._duration(took_s, {semconv.RPC_METHOD: self._method, semconv.RPC_STATUS_CODE: self._status})
-
-    def _note(self, recorder: tracing.Recorder, ended: float, wrong: str, keep: bool) -> None:
-        """Tell the span that was not recorded, where the call went wrong; else keep it for whoever may want it."""
-        context = self._span.get_span_context()
-        if not context.is_valid:
-            return
-        caller = tracing.place_of(self._carrier.get("traceparent", ""))
-        attributes = {semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: self._method,
-                      semconv.RPC_STATUS_CODE: self._status, **self._told}  # fmt: skip
-        if wrong:
-            attributes[semconv.ERROR_TYPE] = wrong
-        place = tracing.Place(context.trace_id, context.span_id)
-        recorder.ended(
-            tracing.Call(
-                self._method, "server", place, caller.span_id if caller else 0, self._started, ended, attributes, wrong
-            ),
-            keep,
-        )
 
     def _begin(self, request: Any) -> None:
         """Note what the request says of how it wants to be followed."""

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from loanmesh.runtime.plain_yaml import WrongYaml, read_yaml
 from loanmesh.runtime.setting_rules import WrongSetting
 
 FILE = "LOANMESH_CONFIG"
@@ -38,18 +37,14 @@ def section(service: str) -> dict[str, Any]:
 def _read(path: Path) -> Mapping[Any, Any]:
     allowed = f"a YAML file with sections {', '.join(SECTIONS)}"
     try:
-        whole = yaml.safe_load(path.read_bytes().decode("utf-8"))
+        whole = read_yaml(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise WrongSetting(FILE, f"{path}: {error.strerror}", allowed) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise WrongSetting(FILE, f"{path}:{line}: is not UTF-8", allowed) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise WrongSetting(FILE, f"{path}{place}: {error.problem}", allowed) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be.
-        raise WrongSetting(FILE, f"{path}: is no YAML: {str(error).splitlines()[0]}", allowed) from error
+    except WrongYaml as error:
+        raise WrongSetting(FILE, f"{path}{error.place}: {error}", allowed) from error
     if whole is not None and not isinstance(whole, dict):
         raise WrongSetting(FILE, f"{path}: is {_shape(whole)}", allowed)
     return whole or {}

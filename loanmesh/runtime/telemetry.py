@@ -24,7 +24,6 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from loanmesh.runtime import semconv, tracing
 from loanmesh.runtime.breaker import State
@@ -96,7 +95,7 @@ def _export(service: str, owner: str, endpoints: list[str], settings: TelemetryS
     to: list[dict[str, Any]] = [
         {"endpoint": one, "insecure": not one.startswith("https://"), "timeout": EXPORT_S_MAX} for one in endpoints
     ]
-    provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(settings.sample_ratio)))
+    provider = TracerProvider(resource=resource)
     for where in to:
         exporter = SpanExporter(**where)
         provider.add_span_processor(
@@ -104,7 +103,7 @@ def _export(service: str, owner: str, endpoints: list[str], settings: TelemetryS
         )
     trace.set_tracer_provider(provider)
     clock = SystemClock()
-    tracing.start(tracing.Recorder(provider, clock, random.Random()))
+    tracing.start(tracing.Recorder(provider, clock, random.Random(), settings.sample_ratio))
     readers = [
         PeriodicExportingMetricReader(
             Exporting(OTLPMetricExporter(**where), _histograms.values()),
@@ -283,9 +282,9 @@ def stop_telemetry() -> None:
 
 
 def _add_trace_id(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
-        event.setdefault("trace_id", f"{context.trace_id:032x}")
+    span = tracing.current()
+    if span:
+        event.setdefault("trace_id", f"{span.at.trace_id:032x}")
     return event
 
 

@@ -1,10 +1,10 @@
 """Spans told after the fact: what went wrong is traced in full, though nobody knew beforehand that it would.
 
-A span that is recorded as it happens costs 58 us, and whether an application is worth it shows only at its end. So all
-processes keep plain notes (times, words), and tell them as spans when something was wrong: failed, deferred, degraded,
-late, shed. Every application has a trace from its caller's call on, recorded or not, so that what several processes
-tell of it falls into one. Costs in CPU: 1 us for a healthy application; a span that is told 6 us where it is
-told and 8 us in the exporter's thread.
+A span that the SDK records as it happens costs 58 us, one that it begins and does not record 20 us, and whether an
+application is worth it shows only at its end. So all processes keep plain notes (times, words), and tell them as spans
+when the trace was sampled or something was wrong: failed, deferred, degraded, late, shed. Every application has a trace
+from its caller's call on, told or not, so that what several processes tell of it falls into one. Costs in CPU: 2 us for
+a healthy call; a span that is told 6 us where it is told and 8 us in the exporter's thread.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
-from opentelemetry import context as otel_context
-from opentelemetry import trace
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from loanmesh.runtime import semconv
 from loanmesh.runtime.clock import Clock
@@ -34,7 +32,8 @@ TEXT_MAX = 300
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _KINDS = {kind.name.lower(): kind for kind in SpanKind}
-_propagator = TraceContextTextMapPropagator()
+_DRAWN_BITS = 64
+"""Sampling looks at the lowest bits of a trace's id, as the SDK's own sampler does, so that all who look agree."""
 
 
 class Place(NamedTuple):
@@ -48,6 +47,26 @@ class Place(NamedTuple):
         return f"00-{self.trace_id:032x}-{self.span_id:016x}-{'01' if kept else '00'}"
 
 
+class Span:
+    """A call under way: told at its end where it is kept, or where its end shows that it is worth it."""
+
+    __slots__ = ("at", "brings", "kept", "parent")
+
+    def __init__(self, at: Place, parent: int, kept: bool) -> None:
+        self.at = at
+        self.parent = parent
+        """Its parent's span id in the same trace; 0 for none."""
+        self.kept = kept
+        """Whether it is told in any case, and everybody told to do so too."""
+        self.brings = False
+        """Whether something was stored under its place, which may yet turn out to be worth the span."""
+
+    @property
+    def traceparent(self) -> str:
+        """What those who are called within are told of it."""
+        return self.at.traceparent(self.kept)
+
+
 class Call(NamedTuple):
     """A call that ended: enough to tell its span later. Times are monotonic seconds."""
 
@@ -57,7 +76,10 @@ class Call(NamedTuple):
     parent: int
     began: float
     ended: float
-    attributes: Attributes
+    status: str
+    """Its gRPC status."""
+    said: Attributes
+    """What else is to be said of it."""
     error: str
 
 
@@ -65,15 +87,17 @@ class Recorder:
     """Tells spans to whoever collects those of a provider.
 
     provider  the SDK's; what it records by itself and what is told here leave the process together.
+    sample_ratio  share of new traces that are kept though nothing is wrong; of others' traces, they decide.
     """
 
-    def __init__(self, provider: TracerProvider, clock: Clock, dice: random.Random) -> None:
+    def __init__(self, provider: TracerProvider, clock: Clock, dice: random.Random, sample_ratio: float = 0.0) -> None:
         # Private, since the SDK lets only spans in that it began itself; a test holds it to the pinned version.
         self._processor = provider._active_span_processor
         self._resource = provider.resource
         self._scope = InstrumentationScope("loanmesh")
         self._clock = clock
         self._dice = dice
+        self._kept_below = int(sample_ratio * 2**_DRAWN_BITS)
         self._calls: OrderedDict[int, Call | None] = OrderedDict()
         self.told = 0
         """Spans told since the start."""
@@ -81,6 +105,14 @@ class Recorder:
     def new_id(self) -> int:
         """A span id that no other span of its trace has."""
         return self._dice.getrandbits(64) or 1
+
+    def begin(self, traceparent: str) -> Span:
+        """A span within the one that `traceparent` names; in a new trace where it names none."""
+        caller = place_of(traceparent)
+        if caller:
+            return Span(Place(caller.trace_id, self.new_id()), caller.span_id, is_kept(traceparent))
+        trace_id = self._dice.getrandbits(128) or 1
+        return Span(Place(trace_id, self.new_id()), 0, trace_id % 2**_DRAWN_BITS < self._kept_below)
 
     def at(self, monotonic: float) -> float:
         """Seconds since 1970 of a moment by the monotonic clock."""
@@ -130,13 +162,17 @@ class Recorder:
 
     def tell_call(self, call: Call) -> None:
         """The span of a call that ended."""
+        attributes = {semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: call.name,
+                      semconv.RPC_STATUS_CODE: call.status, **call.said}  # fmt: skip
+        if call.error:
+            attributes.setdefault(semconv.ERROR_TYPE, call.error)
         self.tell(
             call.name, call.at, call.parent, self.at(call.began), self.at(call.ended), kind=call.kind,
-            attributes=call.attributes, error=call.error,
+            attributes=attributes, error=call.error,
         )  # fmt: skip
 
     def ended(self, call: Call, keep: bool) -> None:
-        """A call ended whose span was not recorded: tell it, or remember it in case somebody asks."""
+        """A call ended that brought something: tell it, or remember it in case somebody asks."""
         wanted = keep or (call.at.span_id in self._calls)
         if wanted:
             self.tell_call(call)
@@ -163,6 +199,7 @@ class Recorder:
 
 
 _recorder: Recorder | None = None
+_current: ContextVar[Span | None] = ContextVar("span", default=None)
 
 
 def start(recorder: Recorder | None) -> None:
@@ -193,12 +230,30 @@ def is_kept(traceparent: str) -> bool:
     return traceparent[-1:] in ("1", "3", "5", "7", "9", "b", "d", "f")
 
 
+def enter(traceparent: str) -> Span | None:
+    """A call came in: its span is the current one for the rest of the task. Where nothing is exported it is the
+    caller's own, so that what is called within still falls into the caller's trace."""
+    if _recorder:
+        span: Span | None = _recorder.begin(traceparent)
+    else:
+        caller = place_of(traceparent)
+        span = caller and Span(caller, 0, is_kept(traceparent))
+    _current.set(span)
+    return span
+
+
+def current() -> Span | None:
+    """The span of the call under way."""
+    return _current.get()
+
+
 def current_traceparent() -> str:
     """The W3C trace context of the call under way, to be kept with what it brought; '' where there is none."""
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
+    span = _current.get()
+    if span is None:
         return ""
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    span.brings = True
+    return span.traceparent
 
 
 def application_of(key: str) -> str:
@@ -214,10 +269,9 @@ def short(text: str | None) -> str:
 
 @contextmanager
 def apart(at: Place) -> Iterator[None]:
-    """What is called within belongs to a trace of its own, which is not recorded as it happens."""
-    inside = trace.NonRecordingSpan(SpanContext(at.trace_id, at.span_id, False, TraceFlags()))
-    token = otel_context.attach(trace.set_span_in_context(inside))
+    """What is called within belongs to a trace of its own, which is not kept."""
+    token = _current.set(Span(at, 0, False))
     try:
         yield
     finally:
-        otel_context.detach(token)
+        _current.reset(token)

@@ -176,6 +176,8 @@ class AnswerStore:
             if len(self._waiting) < BATCH_MAX:
                 await self._clock.sleep(WRITE_AFTER_S)
             batch = [self._waiting.popitem(last=False) for _ in range(min(BATCH_MAX, len(self._waiting)))]
+            if not batch:
+                return  # All that waited was erased meanwhile.
             # In the order of the key, so that two replicas that write the same rows do not deadlock.
             rows = [
                 (*key, *sealed(self._sealer, key, answer), answer.fetched_at)

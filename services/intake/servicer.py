@@ -125,11 +125,12 @@ class IntakeServicer(IntakeServiceServicer):
             snapshot = await self._snapshot(stored, new)
             if wait_s > 0 and snapshot.state not in FINAL:
                 left_s = remaining_s(self._clock.monotonic(), wait_s)
-                snapshot = await self._decided(stored, new, watching, min(ACKNOWLEDGE_S, left_s))
-                if left_s > ACKNOWLEDGE_S and snapshot.state == State.PENDING:
+                final = await self._final(stored, new, watching, min(ACKNOWLEDGE_S, left_s))
+                if final is None and left_s > ACKNOWLEDGE_S:
                     # Tells the caller that it is stored: what is left is only waiting, and holds up nobody.
                     await context.send_initial_metadata(queued)
-                    snapshot = await self._decided(stored, new, watching, left_s - ACKNOWLEDGE_S)
+                    final = await self._final(stored, new, watching, left_s - ACKNOWLEDGE_S)
+                snapshot = final or await self._store.get(new.lender, stored.id)
         return pb.SubmitApplicationResponse(application=await self._to_proto(snapshot))
 
     async def BatchSubmitApplications(
@@ -236,31 +237,31 @@ class IntakeServicer(IntakeServiceServicer):
     async def _snapshot(self, stored: Stored, new: New) -> Snapshot:
         return await self._store.get(new.lender, stored.id) if stored.existed else domain.as_stored(new)
 
-    async def _decided(self, stored: Stored, new: New, watching: Watching, wait_s: float) -> Snapshot:
-        """The application when it is decided, or as it stands when the wait is over: pending is a normal answer."""
-        if stored.existed:
-            return await self._when_final(new.lender, stored.id, wait_s)
+    async def _final(self, stored: Stored, new: New, watching: Watching, wait_s: float) -> Snapshot | None:
+        """The application when nothing more comes by itself; None where the wait was over before, as is normal."""
         try:
             async with asyncio.timeout(wait_s):
+                if stored.existed:
+                    return await self._no_longer_pending(new.lender, stored.id)
                 while not isinstance(result := await watching.next_change(), Decided):
                     # Changed elsewhere, by another replica or its applicant; or nothing comes without the applicant.
                     if result is None or isinstance(result, Awaiting | Parked):
-                        snapshot = await self._store.get(new.lender, stored.id)
+                        try:
+                            snapshot = await self._store.get(new.lender, stored.id)
+                        except asyncio.CancelledError:
+                            watching.tell(None)  # Still to be read, by who waits on.
+                            raise
                         if snapshot.state != State.PENDING:
                             return snapshot
         except (TimeoutError, DependencyDown):  # The wait is over, or this replica is leaving.
-            return await self._store.get(new.lender, stored.id)
+            return None
         return _decided(new, result)
 
-    async def _when_final(self, lender: str, application_id: str, wait_s: float) -> Snapshot:
-        try:
-            async with asyncio.timeout(wait_s):
-                async for snapshot in self._changes(lender, application_id):
-                    if snapshot.state in FINAL:
-                        return snapshot
-        except (TimeoutError, DependencyDown):
-            pass  # Pending is a normal answer.
-        return await self._store.get(lender, application_id)
+    async def _no_longer_pending(self, lender: str, application_id: str) -> Snapshot | None:
+        async for snapshot in self._changes(lender, application_id):
+            if snapshot.state != State.PENDING:
+                return snapshot
+        return None
 
     async def _changes(self, lender: str, application_id: str) -> AsyncIterator[Snapshot]:
         with self._watch(application_id) as watching:

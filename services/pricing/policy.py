@@ -17,10 +17,18 @@ import cel
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from loanmesh.runtime.plain_yaml import WrongYaml, read_yaml
+
 PartyKind = Literal["person", "firm"]
 GRADES = frozenset("ABCDE")
 _DAYS_KEPT = 100
 _RULE_SETS_KEPT = 500
+FIGURE_MAX = 2**53
+"""Of a condition: what a float still tells from its neighbours."""
+_NO_ANSWER = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError)
+"""What a condition that runs can raise."""
+CONDITION_CHARS_MAX = 1_000
+"""Of a rule. What compiles it is native, calls itself for each operator, and ends the process after some 10,000."""
 PARTS = ("market", "products", "rules", "texts")
 """The files of a version."""
 
@@ -116,7 +124,7 @@ class Market(_Strict):
 class Example(_Strict):
     """A case a rule was written for; loading runs it."""
 
-    given: dict[str, Any]
+    given: dict[str, bool | int | float | str]
     fires: bool
 
 
@@ -137,7 +145,7 @@ class Rule(_Strict):
     code: Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")]
     of: tuple[PartyKind, ...]
     needs: tuple[str, ...] = ()
-    declines_if: str = ""
+    declines_if: Annotated[str, Field(max_length=CONDITION_CHARS_MAX)] = ""
     near_miss: NearMiss | None = None
     condition: str = ""
     caps: Literal["", "amount_fen", "term_months", "irr_ppm"] = ""
@@ -412,9 +420,9 @@ M = TypeVar("M", bound=BaseModel)
 
 def _yaml(policy: str, part: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be.
-        raise PolicyError(f"policy {policy}: {part}.yaml: {error}") from error
+        return read_yaml(text)
+    except WrongYaml as error:
+        raise PolicyError(f"policy {policy}: {part}.yaml{error.place}: {error}") from error
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
@@ -491,7 +499,7 @@ def _compile(rule: Rule, attributes: Mapping[str, Attribute], where: str) -> Com
             raise PolicyError(f"{where}: example {example.given}: must give {sorted(reads)}")
         try:
             fired = compiled.fires(example.given)
-        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        except _NO_ANSWER as error:
             raise PolicyError(f"{where}: example {example.given}: cannot be: {str(error)[:200]}") from error
         if fired != example.fires:
             raise PolicyError(f"{where}: example {example.given}: fires is {fired}, expected {example.fires}")
@@ -508,6 +516,8 @@ def _probe(compiled: CompiledRule, types: Mapping[str, str], where: str) -> None
     expression = compiled.rule.declines_if
     words = [a or b for a, b in re.findall(r'"([^"]*)"|\'([^\']*)\'', expression)]
     figures = [float(n) for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", expression)]
+    if large := [figure for figure in figures if figure > FIGURE_MAX]:
+        raise PolicyError(f"{where}: declines_if names a figure above {FIGURE_MAX:,}: {large[0]:g}")
     samples: dict[str, list[Any]] = {
         "flag": [False, True],
         "text": ["", *words],
@@ -518,7 +528,7 @@ def _probe(compiled: CompiledRule, types: Mapping[str, str], where: str) -> None
         values = dict(zip(types, given, strict=True))
         try:
             answer = compiled.program.execute({flat(name): value for name, value in values.items()})
-        except (TypeError, RuntimeError, ValueError) as error:
+        except _NO_ANSWER as error:
             raise PolicyError(f"{where}: declines_if has no answer for {values}: {error}") from error
         if not isinstance(answer, bool):
             raise PolicyError(f"{where}: declines_if answers {answer!r} for {values}, not yes or no")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,55 +12,18 @@ import pytest
 from lending.intake.v1 import intake_service_pb2 as pb
 from lending.intake.v1.parking_service_pb2 import ReleaseApplicationsRequest
 
-from loanmesh.runtime.clock import SystemClock, new_uuid7
+from loanmesh.runtime.clock import SystemClock
 from loanmesh.runtime.database import Database, Script, Statement, open_database
 from loanmesh.runtime.errors import WrongState
 from loanmesh.runtime.migrations import upgrade
-from services.intake.application import Claim
 from services.intake.parking_servicer import ParkingServicer
 from services.intake.privacy import Privacy
 from services.intake.servicer import IntakeServicer
 from services.intake.store import Store
-from services.intake.watch import Watch
 from tests.builders import a_sealer, an_application
+from tests.integration.intake_alone import Call, alone
 
 LENDER = "lenders/demo"
-
-
-class FullWorker:
-    """Takes nothing: all waits in the store."""
-
-    busy = False
-
-    def has_room(self, priority: int, more: int) -> bool:
-        return False
-
-    def offer(self, claims: Sequence[Claim]) -> None: ...
-
-
-class OpenDoor:
-    """An admission that lets everybody in."""
-
-    def arrived(self, metadata: object) -> tuple[str, float]:
-        return "shop", 0.0
-
-    def admit(self, *_: object) -> None: ...
-
-
-class AnEstimate:
-    async def seconds(self, priority: int, not_before: float) -> float:
-        return 1.0
-
-    def told(self, application_id: str, estimate_s: float) -> None: ...
-
-
-class Call:
-    """A call's context, as far as intake looks at it."""
-
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
-
-    def set_trailing_metadata(self, metadata: object) -> None: ...
 
 
 CALL = cast(Any, Call())
@@ -82,11 +45,7 @@ def store(database: Database) -> Store:
 
 @pytest.fixture
 def intake(store: Store) -> IntakeServicer:
-    clock, nobody = SystemClock(), cast(Any, None)
-    return IntakeServicer(
-        store, cast(Any, FullWorker()), Watch(store.revisions, clock, 1.0), cast(Any, AnEstimate()), nobody, nobody, {},
-        clock, lambda: new_uuid7(clock), accepts_waiting_max=10, admission=cast(Any, OpenDoor()),
-    )  # fmt: skip
+    return alone(store)
 
 
 def a_batch(*numbers: int) -> pb.BatchSubmitApplicationsRequest:

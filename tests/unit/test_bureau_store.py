@@ -192,6 +192,21 @@ async def test_what_a_replica_writes_after_another_erased_its_subject_does_not_c
     assert await database.read("SELECT source FROM source_answer") == [("court",)], "asked for anew since"
 
 
+async def test_what_is_erased_while_it_waits_to_be_written_leaves_the_writer_sound(database: Database) -> None:
+    sealer = a_sealer()
+    number = "110101199001011237"
+    (subject,) = sealer.subjects("lenders/demo", number)
+
+    class Meanwhile(FakeClock):
+        async def sleep(self, seconds: float) -> None:
+            await store.erase("lenders/demo", number, only_count=False)
+
+    store = AnswerStore(database, Meanwhile(), sealer)
+    await store.put(a_key(subject), an_answer())
+    await store.close()  # Raises what the writer fell over.
+    assert await database.read("SELECT source FROM source_answer") == []
+
+
 async def test_what_was_being_written_during_an_erasure_goes_with_the_next_look(database: Database) -> None:
     clock, sealer = FakeClock(), a_sealer()
     number = "110101199001011237"

@@ -118,7 +118,7 @@ async def test_the_call_that_brought_it_is_told_once_however_often_it_is_deferre
     first = claim(told)
     at = place_of(first.traceparent)
     assert at
-    told.recorder.ended(Call(SUBMIT, "server", at, 0, 0.0, 0.01, {}, ""), keep=False)
+    told.recorder.ended(Call(SUBMIT, "server", at, 0, 0.0, 0.01, "OK", {}, ""), keep=False)
     assert told.spans() == []
     down = Fake(score=Unavailable("scoring_unavailable"))
     await told.decide(down, first)
@@ -208,7 +208,7 @@ async def test_what_cannot_be_told_costs_no_decision(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("order", ["kept first", "ended first"])
 def test_a_call_that_is_wanted_is_told_once_whichever_came_first(order: str) -> None:
     told = Told()
-    call = Call(SUBMIT, "server", Place(1, 2), 0, 0.0, 1.0, {}, "")
+    call = Call(SUBMIT, "server", Place(1, 2), 0, 0.0, 1.0, "OK", {}, "")
     steps: list[Callable[[], object]] = [
         lambda: told.recorder.keep(call.at),
         lambda: told.recorder.ended(call, keep=False),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -15,6 +17,18 @@ from lab.fuzz.files import Refused
 from services.scoring.model import ModelError, parse_model
 
 KINDS = list(files.kinds())
+REFUSED = 7
+READ_RULES = f"""
+import sys
+from lab.fuzz import files
+text, _, read = files.kinds()["policy rules"]
+other = text{{change}}
+assert other != text
+try:
+    read(other.encode())
+except files.Refused:
+    sys.exit({REFUSED})
+"""
 MODEL = "consumer-2026-11"
 
 
@@ -33,7 +47,22 @@ def test_an_odd_one_is_refused_clearly_or_works(name: str) -> None:
 # --- What the long run found ---
 
 
-@pytest.mark.parametrize("odd", ["at: 2026-13-45", f"at: {'1' * 5000}", "[" * 1200, "a: !unknown 1", "? [1]\n: 2"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "at: 2026-13-45",
+        f"at: {'1' * 5000}",
+        "[" * 100_000,
+        "{a: " * 1200,
+        "- " * 1200,
+        "a: !unknown 1",
+        "? [1]\n: 2",
+        "intake: &a [*a]",
+        "a: &a [1]\nb: *a",
+        "a: 1\na: 2",
+        "a: x\n" + "#" * 1_000_000,
+    ],
+)
 @pytest.mark.parametrize("name", KINDS[:7])
 def test_what_yaml_cannot_hold_is_a_clear_refusal_everywhere(name: str, odd: str) -> None:
     _, _, read = files.kinds()[name]
@@ -50,8 +79,43 @@ def test_an_example_that_its_rule_cannot_read_is_refused_when_it_is_published() 
     text, _, read = files.kinds()["policy rules"]
     right = "{registry.is_active: true}"
     assert right in text
-    with pytest.raises(Refused, match="cannot be"):
+    with pytest.raises(Refused, match=r"examples.*registry\.is_active"):
         read(text.replace(right, "{registry.is_active: []}").encode())
+    with pytest.raises(Refused, match="cannot be"):
+        read(text.replace(right, f"{{registry.is_active: {2**70}}}").encode())
+
+
+def ends(code: str) -> int:
+    """How a process of its own ends that runs that: what it is about would take this one along."""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return said.returncode
+
+
+def test_an_example_that_holds_itself_is_refused_and_ends_no_process() -> None:
+    change = '.replace("{registry.is_active: true}", "{registry.is_active: &a [*a]}")'
+    assert ends(READ_RULES.format(change=change)) == REFUSED
+
+
+@pytest.mark.parametrize("chain", ["1 + ", "a.", "!", "("])
+def test_a_condition_without_end_is_refused_and_ends_no_process(chain: str) -> None:
+    change = f'.replace("court.is_dishonest_debtor\\n", {chain!r} * 100_000 + "1\\n", 1)'
+    assert ends(READ_RULES.format(change=change)) == REFUSED
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "[court.is_dishonest_debtor][5]",
+        "{1: court.is_dishonest_debtor}[2]",
+        f'court.is_dishonest_debtor || "{"9" * 400}" == "x"',
+    ],
+)
+def test_a_condition_that_breaks_when_it_runs_is_refused_when_it_is_published(condition: str) -> None:
+    text, _, read = files.kinds()["policy rules"]
+    right = "declines_if: court.is_dishonest_debtor\n"
+    assert right in text
+    with pytest.raises(Refused, match="DISHONEST_DEBTOR: declines_if"):
+        read(text.replace(right, f"declines_if: '{condition}'\n").encode())
 
 
 @pytest.mark.parametrize(

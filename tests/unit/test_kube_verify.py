@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from lab.kube.completeness import bounds
 from lab.kube.container import flags
 from lab.kube.overlay import OVERLAYS, Object, Overlay, Workload, build
 from lab.kube.report import Report
-from lab.kube.verify import Trial, differences
+from lab.kube.verify import Trial, differences, main
 from loanmesh.runtime.clock import FakeClock
 
 NAMESPACE = "loanmesh"
@@ -38,6 +40,15 @@ class PlayedCluster:
         self.loses = ""
         """A kind whose spec is not stored as it was sent."""
         self.evicts_all = False
+        self.refuses = ""
+        """Why it makes no pods at all."""
+        self.holds = ""
+        """Why a namespace that is deleted stays there."""
+        self.operators_ready: bool | None = True
+        """What operators say of custom resources; None where none runs. The cluster knows them where `custom`."""
+        self.custom = False
+        self.interrupted_at = ""
+        """The call at which somebody presses Ctrl-C."""
         self._uids = itertools.count()
         self._events: list[tuple[str, Data]] = []
 
@@ -50,15 +61,21 @@ class PlayedCluster:
             ("apps/v1", "Deployment"), ("apps/v1", "StatefulSet"), ("apps/v1", "DaemonSet"), ("batch/v1", "Job"),
             ("policy/v1", "PodDisruptionBudget"), ("autoscaling/v2", "HorizontalPodAutoscaler"),
             ("networking.k8s.io/v1", "NetworkPolicy"), ("scheduling.k8s.io/v1", "PriorityClass"),
-        }  # fmt: skip
+        } | ({("cert-manager.io/v1", "Certificate")} if self.custom else set())  # fmt: skip
 
     async def get(self, kind: str, name: str, namespace: str = "") -> Data | None:
-        found = self.objects.get((kind.lower(), name))
+        found = self.objects.get((kind.partition(".")[0].lower(), name))
         if found and kind == "Deployment":
             found["status"] = self._status(found)
         return copy.deepcopy(found)
 
     async def all(self, kind: str, namespace: str = "") -> list[Data]:
+        if kind == "events":
+            return [
+                {"reason": "FailedCreate", "message": f'Error creating: pods "{name}-x7" is forbidden: {self.refuses}'}
+                for name in ("intake", "bureau")
+                if self.refuses
+            ]
         return copy.deepcopy(self.nodes if kind == "nodes" else list(self.pods.values()))
 
     async def apply(self, objects: Sequence[Data], *, dry: bool = False) -> None:
@@ -70,6 +87,11 @@ class PlayedCluster:
             self._take(copy.deepcopy(data))
 
     async def delete(self, kind: str, name: str, within_s: float) -> None:
+        self._call("delete")
+        if kind == "Namespace" and self.holds:
+            condition = {"type": "NamespaceDeletionDiscoveryFailure", "status": "True", "message": self.holds}
+            self.objects["namespace", name]["status"] = {"conditions": [condition]}
+            raise Refused("kubectl delete: timed out")
         del self.objects[kind.lower(), name]
         if kind == "Namespace":
             self.objects = {key: data for key, data in self.objects.items() if data["kind"] in CLUSTER_WIDE}
@@ -83,6 +105,7 @@ class PlayedCluster:
         self.objects["deployment", deployment]["spec"]["replicas"] = replicas
 
     async def restart(self, deployment: str, namespace: str) -> None:
+        self._call("restart")
         for uid in self._of(deployment):
             if self.takes_away_first:
                 self._end(uid)
@@ -122,6 +145,11 @@ class PlayedCluster:
 
     # --- What happens by itself in a cluster ---
 
+    def _call(self, name: str) -> None:
+        if name == self.interrupted_at:
+            self.interrupted_at = ""
+            raise asyncio.CancelledError
+
     def _take(self, data: Any) -> None:
         kind, name = data["kind"], data["metadata"]["name"]
         if kind == self.loses:
@@ -136,6 +164,9 @@ class PlayedCluster:
                 self._begin(name)
         if kind == "PodDisruptionBudget":
             data["status"] = {"expectedPods": 2, "disruptionsAllowed": 1}
+        if kind == "Certificate" and self.operators_ready is not None:
+            ready = {"type": "Ready", "status": str(self.operators_ready), "message": "no such issuer"}
+            data["status"] = {"conditions": [ready]}
         if kind in ("Job", "StatefulSet"):
             data["status"] = {"succeeded": 1, "observedGeneration": 1, "availableReplicas": 1, "replicas": 1}
             data["status"]["updatedReplicas"] = 1
@@ -157,6 +188,8 @@ class PlayedCluster:
         return len(self._of(name))
 
     def _begin(self, name: str) -> None:
+        if self.refuses:
+            return
         uid = str(next(self._uids))
         free = [node["metadata"]["name"] for node in self.nodes if not node["spec"]["unschedulable"]]
         ready = "False" if name == self.never_ready else "True"
@@ -265,6 +298,75 @@ async def test_a_namespace_of_somebody_else_is_left_alone(local: Overlay) -> Non
     cluster.objects["namespace", NAMESPACE] = theirs
     assert "namespace loanmesh is there already" in failures(await tried(local, cluster))["trial"]
     assert cluster.objects == {("namespace", NAMESPACE): theirs}
+
+
+async def test_pods_that_the_cluster_refuses_are_named_with_its_reason_once(local: Overlay) -> None:
+    cluster = PlayedCluster()
+    cluster.refuses = "images come from registry.corp only"
+    said = failures(await tried(local, cluster))["trial"]
+    assert (
+        said.count("the cluster refuses pods: Error creating: pods is forbidden: images come from registry.corp") == 1
+    )
+    assert cluster.objects == {}
+
+
+async def test_a_namespace_that_does_not_go_is_named_with_what_holds_it(local: Overlay) -> None:
+    cluster = PlayedCluster()
+    cluster.holds = "stale GroupVersion discovery: metrics.k8s.io/v1beta1"
+    said = failures(await tried(local, cluster))["clean up"]
+    assert "Namespace loanmesh is still there" in said
+    assert cluster.holds in said
+
+
+@pytest.mark.parametrize(
+    ("ready", "said"),
+    [
+        (None, "Certificate bureau: cert-manager has not looked at it: does it run?"),
+        (False, "Certificate bureau: cert-manager says no such issuer"),
+    ],
+)
+async def test_an_operator_that_does_not_do_its_work_is_named(ready: bool | None, said: str) -> None:
+    cluster = PlayedCluster()
+    cluster.custom, cluster.operators_ready = True, ready
+    assert said in failures(await tried(build(OVERLAYS / "production"), cluster))["trial"]
+
+
+async def test_whoever_is_interrupted_cleans_up(local: Overlay) -> None:
+    cluster, report = PlayedCluster(), Report(quiet=True)
+    cluster.interrupted_at = "restart"
+    trial_ = Trial(cluster, local, FakeClock(), report, within_s=30)
+    with pytest.raises(asyncio.CancelledError):
+        await trial_.run()
+    assert failures(report) == {"trial": "interrupted"}
+    assert (cluster.objects, trial_.by_hand) == ({}, "")
+
+
+async def test_whoever_is_interrupted_while_cleaning_up_is_told_what_is_left(local: Overlay) -> None:
+    cluster = PlayedCluster()
+    cluster.interrupted_at = "delete"
+    trial_ = Trial(cluster, local, FakeClock(), Report(quiet=True), within_s=30)
+    with pytest.raises(asyncio.CancelledError):
+        await trial_.run()
+    assert trial_.by_hand.startswith("kubectl delete priorityclass/loanmesh-decides ")
+    assert trial_.by_hand.endswith(" namespace/loanmesh")
+
+
+def test_a_context_that_is_not_there_ends_with_3_and_names_those_that_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config"
+    config.write_text("apiVersion: v1\nkind: Config\ncontexts: [{name: kind-loanmesh, context: {cluster: x}}]\n")
+    assert main(["--context", "kind-loanmehs", "--kubeconfig", str(config)]) == 3
+    out = capsys.readouterr().out
+    assert 'context "kind-loanmehs" does not exist; the kubeconfig knows kind-loanmesh; name one' in out
+    assert "clean up" not in out
+
+
+def test_an_overlay_that_is_not_there_ends_with_2_and_names_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--overlay", "prodction"])
+    assert ended.value.code == 2
+    assert "prodction: neither an overlay (local, production, promotion) nor a folder" in capsys.readouterr().err
 
 
 async def test_one_node_cannot_be_drained_and_that_is_said(local: Overlay) -> None:

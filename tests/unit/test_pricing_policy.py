@@ -61,13 +61,13 @@ COUNT = "needs: [court.enforcement_open_count]"
         (_rule(f"{COUNT}, declines_if: court.enforcement_open_count > 0", "code: X, of: [firm], zh: '{tax.x}', en: x"),
          r"texts name \['tax.x'\]"),
         ("just words", "is no list of rules"),
-        ("- [", "rules.yaml: "),
+        ("- [", "rules.yaml:1:4: is no YAML: "),
     ],
 )  # fmt: skip
 def test_a_wrong_rule_is_refused_with_file_rule_and_fault(rules: str, said: str) -> None:
     with pytest.raises(PolicyError, match=said) as refused:
         parse_policy("test", {**FILES, "rules": rules})
-    assert str(refused.value).startswith("policy test: rules.yaml: ")
+    assert str(refused.value).startswith("policy test: rules.yaml:")
 
 
 @pytest.mark.parametrize(

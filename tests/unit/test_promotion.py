@@ -92,7 +92,7 @@ def test_a_wrong_value_is_told_by_field_value_and_rule(path: str, value: Any, sa
         (b"a: [1", "is no YAML: "),
         (b"- 1\n", "the file: must be fields with values"),
         (b"", "the file: must be fields with values"),
-        (b"[" * 5000, "is no YAML"),
+        (b"[" * 5000, "1:33: lists and mappings nest deeper than 32"),
     ],
 )
 def test_what_is_no_promotion_is_told(content: bytes | None, says: str, tmp_path: Path) -> None:

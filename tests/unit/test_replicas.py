@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from lab.outside import Outside
 from loanmesh.cli.control import NoMesh, ask, path_of
-from loanmesh.cli.mesh import read_replicas
+from loanmesh.cli.mesh import CannotStart, Mesh, free_ports, read_replicas
+from loanmesh.runtime.clock import SystemClock
 
 
 def test_replicas_are_read_from_one_word_or_several() -> None:
@@ -50,3 +52,12 @@ def test_only_an_end_that_nobody_asked_for_is_a_crash() -> None:
         "intake-2 is back (pid 11)",
     ]
     assert mesh.crashes() == ["scoring-3 ended (-11)"]
+
+
+async def test_a_mesh_may_be_stopped_twice_and_grows_no_more(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, None, free_ports(), SystemClock(), print)
+    async with asyncio.timeout(30):
+        await asyncio.gather(mesh.stop(), mesh.stop())
+        await mesh.stop()
+        with pytest.raises(CannotStart, match="stopping"):
+            await mesh.scale({"intake": 2})

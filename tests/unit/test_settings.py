@@ -77,7 +77,7 @@ def test_environment_goes_before_the_file_and_the_file_before_the_default(
         ("hello", ["is text", "intake, bureau, scoring, pricing"]),
         ("intke: {}", ["unknown section intke", "intake, bureau, scoring, pricing"]),
         ("intake: {\n  lease: [}", [":2:"]),
-        ("[" * 100_000, ["is no YAML"]),
+        ("[" * 100_000, ["nest deeper than 32"]),
         ("intake: {lease: {duration_s: -1}}", ["INTAKE_LEASE__DURATION_S", "intake.lease.duration_s", "above 0"]),
         ("intake: {lease: {duration_s: .inf}}", ["intake.lease.duration_s", "finite"]),
         ("intake: {lease: 5}", ["intake.lease", "INTAKE_LEASE__POLL_S"]),

@@ -1,0 +1,79 @@
+"""A caller who asks to wait for the decision, before a real store where nothing is decided."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from lending.intake.v1 import intake_service_pb2 as pb
+
+from loanmesh.runtime.clock import SystemClock
+from loanmesh.runtime.database import open_database
+from loanmesh.runtime.migrations import upgrade
+from services.intake.application import Snapshot
+from services.intake.privacy import Privacy
+from services.intake.servicer import ACKNOWLEDGE_S
+from services.intake.store import Store
+from services.intake.watch import Watch
+from tests.builders import a_sealer, an_application
+from tests.integration.intake_alone import Call, alone
+
+
+class CountingStore(Store):
+    """Counts reads; the first of the task `stuck` never ends."""
+
+    reads = 0
+    stuck = ""
+
+    async def get(self, lender: str, application_id: str) -> Snapshot:
+        self.reads += 1
+        task = asyncio.current_task()
+        if task and task.get_name() == self.stuck:
+            self.stuck = ""
+            await asyncio.Event().wait()
+        return await super().get(lender, application_id)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[CountingStore]:
+    url = f"sqlite:///{tmp_path / 'test.db'}"
+    await asyncio.to_thread(upgrade, url, "services.intake")
+    database = await open_database(url)
+    yield CountingStore(database, SystemClock(), "a", 30.0, Privacy(a_sealer()))
+    await database.close()
+
+
+def request(wait_s: float) -> pb.SubmitApplicationRequest:
+    wait = Duration(nanos=int(wait_s * 1e9)) if wait_s < 1 else Duration(seconds=int(wait_s))
+    application = an_application("person", 1, SystemClock().now())
+    return pb.SubmitApplicationRequest(
+        parent="lenders/demo", request_id="request-1", application=application, wait=wait
+    )
+
+
+async def test_a_wait_costs_one_read_however_long_it_is(store: CountingStore) -> None:
+    call = Call()
+    answer = await alone(store).SubmitApplication(request(ACKNOWLEDGE_S + 0.1), cast(Any, call))
+    assert answer.application.state == pb.Application.STATE_PENDING
+    assert (call.acknowledged, store.reads) == (1, 1)
+
+
+async def test_what_was_being_read_when_the_acknowledgement_was_due_is_read_again(store: CountingStore) -> None:
+    watch = Watch(store.revisions, SystemClock(), 1.0)
+    intake, call = alone(store, watch), Call()
+    store.stuck = "submitting"
+    submitting = asyncio.create_task(intake.SubmitApplication(request(20), cast(Any, call)), name="submitting")
+    async with asyncio.timeout(10):
+        while not (found := (await store.page("lenders/demo", 1, "", "", ""))[0]):
+            await SystemClock().sleep(0.001)
+    name = f"lenders/demo/applications/{found[0].id}"
+    withdrawal = pb.WithdrawApplicationRequest(name=name, request_id="withdraw-1")
+    await intake.WithdrawApplication(withdrawal, cast(Any, Call()))
+    async with asyncio.timeout(10):
+        answer = await submitting
+    assert answer.application.state == pb.Application.STATE_WITHDRAWN
+    assert call.acknowledged == 1
