@@ -337,6 +337,26 @@ async def test_a_claim_that_fails_in_any_way_does_not_end_the_worker() -> None:
     await worker.drain()
 
 
+async def test_a_round_that_fails_for_a_reason_nobody_foresaw_does_not_end_the_worker() -> None:
+    asked = 0
+
+    def may_begin() -> int | None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise ZeroDivisionError
+        return None
+
+    leases = Leases()
+    leases.open = some_claims(3)
+    worker = a_worker(leases, decide_at_once)
+    worker._may_begin = may_begin
+    worker.start()
+    await turns()
+    assert leases.open == []
+    await worker.drain()
+
+
 async def test_low_classes_leave_room_for_urgent_ones_and_nobody_overtakes_his_own_class() -> None:
     gate = asyncio.Event()
 
