@@ -13,6 +13,7 @@ from lab.population import SOURCES, Kind, Population
 from loanmesh.runtime.clock import Clock, FakeClock
 from loanmesh.runtime.keys import Keys, new_ring
 from loanmesh.runtime.sealed import Sealer
+from services.bureau.profile import add_facts
 
 NOW = FakeClock().now()
 POPULATION = Population(seed=1)
@@ -39,17 +40,7 @@ def a_report(
         report.observed_time.FromDatetime(now)
         report.fetched_time.FromDatetime(now)
         report.usable_until_time.FromDatetime(now + dt.timedelta(days=1))
-        for name, value in facts.items():
-            attribute = report.attributes.add(name=name)
-            match value:
-                case bool():
-                    attribute.value.flag = value
-                case int():
-                    attribute.value.integer = value
-                case float():
-                    attribute.value.number = value
-                case str():
-                    attribute.value.text = value
+        add_facts(report, facts)
     return report
 
 

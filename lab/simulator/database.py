@@ -20,7 +20,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from lab.simulator.loop import EPOCH_S, Node, VirtualLoop
 from lab.simulator.network import Observer
-from loanmesh.runtime.database import Row, Script, Statement, drive, sqlite_execute
+from loanmesh.runtime.database import Row, Script, Statement, sqlite_execute
 from loanmesh.runtime.errors import DependencyDown
 
 T = TypeVar("T")
@@ -170,7 +170,7 @@ class DatabaseServer:
 
     def transact(self, script: Callable[[], Script[T]]) -> T:
         """Run a script in one transaction, at no time."""
-        value, error = self.perform(lambda c: drive(script(), lambda statement: _perform(c, statement)))
+        value, error = self.perform(lambda c: _drive(script(), lambda statement: _perform(c, statement)))
         if error:
             raise error
         answer: T = value
@@ -233,7 +233,7 @@ class SimDatabase:
         """Run a script in one transaction; returns after its COMMIT. Raises DependencyDown."""
 
         def work(connection: sqlite3.Connection) -> T:
-            return drive(script(), lambda statement: _perform(connection, statement))
+            return _drive(script(), lambda statement: _perform(connection, statement))
 
         answer: T = await self._ask(work)
         return answer
@@ -271,3 +271,14 @@ def _text(sql: str) -> str:
 
 def _perform(connection: sqlite3.Connection, statement: Statement) -> list[Row]:
     return sqlite_execute(connection, _text(statement.sql), statement.rows)
+
+
+def _drive(script: Script[T], execute: Callable[[Statement], list[Row]]) -> T:
+    """Run a script to its end; nothing has to be awaited here."""
+    try:
+        statement = next(script)
+        while True:
+            statement = script.send(execute(statement))
+    except StopIteration as end:
+        result: T = end.value
+        return result

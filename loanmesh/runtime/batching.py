@@ -85,6 +85,8 @@ class Batcher(Generic[I, O]):
     async def _run_one(self, batch: list[tuple[I, asyncio.Future[O]]]) -> None:
         try:
             outcomes: Sequence[O | LoanmeshError | Exception] = await self._run([item for item, _ in batch])
+            if len(outcomes) != len(batch):
+                raise RuntimeError(f"{len(outcomes)} outcomes for {len(batch)} items: nobody knows whose")
         except Exception as error:  # noqa: BLE001  Each caller of the batch is handed it.
             outcomes = [error] * len(batch)
         for (_, future), outcome in zip(batch, outcomes, strict=True):

@@ -252,17 +252,6 @@ def _use_wal(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
 
 
-def drive(script: Script[T], execute: Callable[[Statement], list[Row]]) -> T:
-    """Run a script to its end with `execute` for each statement it yields, where nothing has to be awaited."""
-    try:
-        statement = next(script)
-        while True:
-            statement = script.send(execute(statement))
-    except StopIteration as end:
-        result: T = end.value
-        return result
-
-
 async def _drive(script: Script[T], execute: Callable[[Statement], Awaitable[list[Row]]]) -> T:
     try:
         statement = next(script)

@@ -101,9 +101,3 @@ class DependencyDown(NotNow):
     """Something we need does not answer; nothing was stored."""
 
     reason = "DEPENDENCY_DOWN"
-
-
-class FenceLost(LoanmeshError):
-    """Another replica owns the work now: stop. Never leaves intake."""
-
-    reason = "FENCE_LOST"

@@ -71,7 +71,7 @@ class RotatingChannel(grpc.aio.Channel):
         self.rotations = 0
         """How often it was moved to a new channel."""
         self._watching: asyncio.Task[None] | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], _Generation] = {}
 
     @property
     def retiring(self) -> int:
@@ -86,10 +86,12 @@ class RotatingChannel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         """Close all, with the calls still under way after `grace` seconds."""
-        for task in (*self._retiring, *([self._watching] if self._watching else [])):
+        # Who watches first: it may be about to retire one more.
+        for task in (*([self._watching] if self._watching else []), *self._retiring):
             task.cancel()
             await asyncio.wait([task])
-        await self._now.channel.close(grace)
+        open_ = (self._now, *self._retiring.values())
+        await asyncio.gather(*(generation.channel.close(grace) for generation in open_))
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """Of the channel that takes new calls."""
@@ -139,16 +141,26 @@ class RotatingChannel(grpc.aio.Channel):
     async def _move(self) -> bool:
         """To a channel with what the files hold now; False where that does not connect, but the old one is."""
         new = self._open(credentials(self._watched))
-        if not await _connects(new) and self._now.channel.get_state() is grpc.ChannelConnectivity.READY:
+        try:
+            connects = await _connects(new)
+        except BaseException:
+            await new.close()
+            raise
+        if not connects and self._now.channel.get_state() is grpc.ChannelConnectivity.READY:
             log.warning("channel_not_moved", error_type="tls_new_certificate_refused", kept="the one before")
             await new.close()
             return False
         old, self._now = self._now, _Generation(new)
         self.rotations += 1
         retiring = asyncio.create_task(old.retire())
-        self._retiring.add(retiring)
-        retiring.add_done_callback(self._retiring.discard)
+        self._retiring[retiring] = old
+        retiring.add_done_callback(self._retired)
         return True
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        # One that was cut short is closed with the rest.
+        if not task.cancelled():
+            del self._retiring[task]
 
 
 async def _connects(channel: grpc.aio.Channel) -> bool:

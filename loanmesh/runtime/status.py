@@ -23,7 +23,6 @@ _CODES: dict[type[errors.LoanmeshError], grpc.StatusCode] = {
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OverQuota: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DependencyDown: grpc.StatusCode.UNAVAILABLE,
-    errors.FenceLost: grpc.StatusCode.ABORTED,
 }
 _VERDICTS = {
     grpc.StatusCode.OK: Verdict.WELL,

@@ -215,9 +215,11 @@ class Gatherer:
         now_s: float,
     ) -> Answer | Missing:
         fetched = self._outcome(tasks[key]) if key in tasks else None
-        if isinstance(fetched, Answer):
-            return fetched
         known = cached.get(key)
+        if isinstance(fetched, Answer):
+            # A source may lag behind itself, or behind the limit for use: what it says now is not new by being said.
+            newest = fetched if known is None or known.observed_at <= fetched.observed_at else known
+            return newest if is_usable(newest.observed_at, source, now_s) else self._missing("outdated")
         if known and is_usable(known.observed_at, source, now_s):
             return known
         return fetched or self._missing("skipped")

@@ -77,7 +77,13 @@ def _told(source: Source, answer: Answer, state: SourceReport.State.ValueType) -
     made.observed_time.FromMicroseconds(int(answer.observed_at * 1e6))
     made.fetched_time.FromMicroseconds(int(answer.fetched_at * 1e6))
     made.usable_until_time.FromMicroseconds(int(fresh_until(answer.observed_at, source) * 1e6))
-    for name, value in answer.facts.items():
+    add_facts(made, answer.facts)
+    return made
+
+
+def add_facts(made: SourceReport, facts: Mapping[str, Any]) -> None:
+    """State facts in a report, each by its type."""
+    for name, value in facts.items():
         attribute = made.attributes.add(name=name)
         match value:
             case bool():
@@ -88,4 +94,3 @@ def _told(source: Source, answer: Answer, state: SourceReport.State.ValueType) -
                 attribute.value.number = value
             case _:
                 attribute.value.text = str(value)
-    return made

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.errors import DependencyDown
+from loanmesh.runtime.lasting import Lasting
 from services.intake.application import State
 from services.intake.keeping import DONE, Held, Keeping
 from services.intake.retention import DAY_S, Keep, RetentionSettings, Standing, must_keep, over
@@ -57,11 +59,13 @@ class Eraser:
         # Past all that are kept, however many: a repeated call would only come to the same ones again.
         while erased < AT_ONCE_MAX and (page := await self._keeping.of_subject(lender, number, after, ROWS_MAX)):
             after = page[-1].id
-            found = [self._fate(one) for one in page]
-            going = [fate.id for fate in found if fate.erased and not fate.before]
+            found = {one.id: self._fate(one) for one in page}
+            going = [fate.id for fate in found.values() if fate.erased and not fate.before]
             if going and not only_look:
-                await self._keeping.erase(going, ASKED, self._keep)
-            fates += found
+                # One may have changed since it was looked at, such as by its offer being accepted.
+                now = await self._keeping.erase(going, ASKED, self._keep)
+                found |= {id_: Fate(id_, now.get(id_) is None, id_ not in now, now.get(id_)) for id_ in going}
+            fates += found.values()
             erased += len(going)
         return fates, erased >= AT_ONCE_MAX, answers
 
@@ -98,6 +102,19 @@ class Upkeep:
         self._rows = rows
         self._report = report
 
+    async def keep_forever(self, every_s: float) -> None:
+        """Make each pass now and then; ends by cancellation only. One that fails holds up no other."""
+        passes = {"reseal": self.reseal, "erase": self.erase_over, "forget": self.forget}
+        lasting = {name: Lasting(name) for name in passes}
+        while True:
+            await self._clock.sleep(every_s)
+            for name, make in passes.items():
+                with lasting[name]:
+                    try:
+                        await make()
+                    except DependencyDown as error:
+                        self._report("upkeep_waits", work=name, error=str(error))
+
     async def reseal(self) -> int:
         """Go through the table once for each goal (the keys in force, and the day); how many were sealed anew."""
         goal = self._goal()
@@ -125,9 +142,12 @@ class Upkeep:
         total = 0
         for state, closed_before in over(self._settings, now_s).items():
             total += await self._erase_state(state, closed_before, now_s)
+        started = self._clock.monotonic()
         while deleted := await self._keeping.delete_histories(now_s - self._settings.history_days * DAY_S, self._rows):
             self._report("histories_deleted", count=deleted)
             await self._keeping.put("erase", "", "")
+            await self._rest(started)
+            started = self._clock.monotonic()
         await self._keeping.put("erase", "", "", 0.0)
         return total
 
@@ -154,14 +174,15 @@ class Upkeep:
 
     async def _erase_state(self, state: State, closed_before: float, now_s: float) -> int:
         total = 0
-        while ids := await self._keeping.over(state, closed_before, self._rows):
+        while ids := await self._keeping.over(state, closed_before, now_s, self._rows):
             started = self._clock.monotonic()
             rule = f"{state.value.lower()}_is_over"
-            erased = await self._keeping.erase(ids, rule, lambda one: must_keep(one, self._settings, now_s))
+            found = await self._keeping.erase(ids, rule, lambda one: must_keep(one, self._settings, now_s))
+            erased = sum(keep is None for keep in found.values())
             if not erased:
-                break  # All of them changed since, or are kept for another reason.
-            total += len(erased)
-            self._report("erased", count=len(erased), rule=rule)
+                break  # All of them changed since.
+            total += erased
+            self._report("erased", count=erased, rule=rule)
             await self._keeping.put("erase", "", "")
             await self._rest(started)
         return total

@@ -182,6 +182,12 @@ class Following:
         ended = self._clock.monotonic()
         if ended - began < SLOW_COMMIT_S:
             return
+        try:
+            self._tell_stored(batch, began, ended)
+        except Exception as failed:  # noqa: BLE001  As for a batch: it is stored, and its callers are to be told so.
+            self._report("not_traced", error_type=type(failed).__name__, exc_info=failed)
+
+    def _tell_stored(self, batch: Sequence[New], began: float, ended: float) -> None:
         recorder, span = self._recorder, self._recorder.new_id()
         for new in batch:
             if at := place_of(new.traceparent):

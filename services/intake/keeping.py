@@ -46,7 +46,9 @@ UPDATE application SET payload = ?, original = NULL, payload_hash = '', key_id =
 WHERE id = ? AND revision = ?"""
 _OVER = """
 SELECT id FROM application WHERE erased_at IS NULL AND state <> 'PENDING' AND state = ? AND updated_at < ?
+  AND (state <> 'DECIDED' OR due_at IS NULL OR due_at <= ?)
 ORDER BY updated_at LIMIT ?"""
+"""Without those whose offers can still be accepted: a page full of them would hide all that come after."""
 _OLD = "SELECT id FROM application WHERE erased_at IS NOT NULL AND erased_at < ? ORDER BY erased_at LIMIT ?"
 _USE = "SELECT key_id, look_up_id, count(*) FROM application WHERE erased_at IS NULL GROUP BY 1, 2"
 # Whose hashes cannot be worked out, since the numbers in the payload cannot be read, are found by walking the table.
@@ -193,25 +195,29 @@ class Keeping:
         found = await self._database.run(lambda: _answer(Statement(_WHOLE, [(row[0],) for row in rows])))
         return [_held(row) for row in found]
 
-    async def over(self, state: State, closed_before: float, at_most: int) -> list[str]:
+    async def over(self, state: State, closed_before: float, now_s: float, at_most: int) -> list[str]:
         """Ids of closed applications whose time is over."""
-        return [row[0] for row in await self._database.scan(_OVER, (state.value, closed_before, at_most))]
+        return [row[0] for row in await self._database.scan(_OVER, (state.value, closed_before, now_s, at_most))]
 
-    async def erase(self, ids: Sequence[str], rule: str, keep: Callable[[Standing], Keep | None]) -> set[str]:
-        """Destroy the content of applications that nothing has us keep, in one transaction; those that are erased now.
+    async def erase(
+        self, ids: Sequence[str], rule: str, keep: Callable[[Standing], Keep | None]
+    ) -> dict[str, Keep | None]:
+        """Destroy the content of applications that nothing has us keep, in one transaction. What keeps each, as it
+        stands in that transaction; None: it is erased now. Without those that were erased before.
 
         The data key goes with it: what an older copy of the table still holds is noise from then on, but for who has
         that copy's key. The row stays, and its history goes on with what was done and by which rule.
         """
         at = self._clock.now().timestamp()
 
-        def script() -> Script[set[str]]:
-            erased = set()
+        def script() -> Script[dict[str, Keep | None]]:
+            found: dict[str, Keep | None] = {}
             for row in (yield Statement(_WHOLE, [(id_,) for id_ in sorted(ids)])):
-                if row[12] is None and keep(_held(row).standing) is None:
-                    yield from self._erase_one(row, rule, at)
-                    erased.add(row[0])
-            return erased
+                if row[12] is None:
+                    found[row[0]] = keep(_held(row).standing)
+                    if found[row[0]] is None:
+                        yield from self._erase_one(row, rule, at)
+            return found
 
         return await self._database.run(script)
 

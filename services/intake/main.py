@@ -19,7 +19,6 @@ from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.degradation import Step
-from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.guard import Guard, make_guard
 from loanmesh.runtime.keys import Keys
 from loanmesh.runtime.migrations import prepare
@@ -198,7 +197,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     looking = [
         asyncio.create_task(witnessed.look_forever()),
         asyncio.create_task(keys.look_forever()),
-        asyncio.create_task(_keep_up(upkeep, settings.privacy.pass_every_s, clock)),
+        asyncio.create_task(upkeep.keep_forever(settings.privacy.pass_every_s)),
     ]
 
     async def drain() -> None:
@@ -226,19 +225,6 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         drain=drain,
         vitals=vitals,
     )
-
-
-async def _keep_up(upkeep: Upkeep, every_s: float, clock: Clock) -> None:
-    while True:
-        await clock.sleep(every_s)
-        try:
-            await upkeep.reseal()
-            await upkeep.erase_over()
-            await upkeep.forget()
-        except DependencyDown as error:
-            structlog.get_logger().warning("upkeep_waits", error=str(error))
-        except Exception as error:  # noqa: BLE001  A bug here must not end the passes for good, unseen.
-            structlog.get_logger().error("upkeep_failed", error_type=type(error).__name__, exc_info=error)
 
 
 def main() -> None:

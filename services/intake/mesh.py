@@ -7,8 +7,8 @@ service stands behind a guard of its own: while its breaker is open, nothing is 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
 
 import grpc
 import structlog
@@ -77,6 +77,8 @@ class GrpcBureau:
                 for case in cases
             ]
             answer = await self._stub.GatherProfiles(GatherProfilesRequest(items=items))
+            if not _are_of(answer.results, items):
+                return []
             return [r.profile if r.WhichOneof("outcome") == "profile" else r.error for r in answer.results]
 
         return await _ask(self._guard, cases, call)
@@ -114,6 +116,8 @@ class GrpcScoring:
                 for case in cases
             ]
             answer = await self._stub.ScoreProfiles(ScoreProfilesRequest(items=items))
+            if not _are_of(answer.results, items):
+                return []
             return [r.score if r.WhichOneof("outcome") == "score" else r.error for r in answer.results]
 
         return await _ask(self._guard, cases, call)
@@ -146,6 +150,8 @@ class GrpcPricing:
                 for case in cases
             ]
             answer = await self._stub.PriceApplications(PriceApplicationsRequest(items=items))
+            if not _are_of(answer.results, items):
+                return []
             return [r.pricing if r.WhichOneof("outcome") == "pricing" else r.error for r in answer.results]
 
         return await _ask(self._guard, cases, call)
@@ -169,6 +175,18 @@ class GrpcPricing:
         if isinstance(said, grpc.aio.AioRpcError):
             raise DependencyDown(f"pricing cannot be reached for schedules: {said.code().name}") from said
         return said
+
+
+class _Keyed(Protocol):
+    key: str
+
+
+def _are_of(results: Iterable[_Keyed], items: Iterable[_Keyed]) -> bool:
+    """Whether an answer has one result an item, in their order: else one applicant would be decided on another's."""
+    if [result.key for result in results] == [item.key for item in items]:
+        return True
+    log.error("results_of_other_items")
+    return False
 
 
 async def _ask(

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import DependencyDown
+from loanmesh.runtime.lasting import Lasting
 from services.intake.application import Claim
 from services.intake.held import Held
 from services.intake.pace import Pace
@@ -151,7 +153,9 @@ class Worker:
             rest += await self._claiming or ()
         if rest:
             await self._give_back(rest)
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        # A batch that cannot be committed ends by giving back its leases, in a task of its own.
+        while self._under_way:
+            await asyncio.gather(*self._under_way, return_exceptions=True)
 
     async def _give_back(self, claims: Sequence[Claim]) -> None:
         await self._safely("release", self._leases.release(claims))
@@ -233,29 +237,36 @@ class Worker:
             self.offer(again)
 
     async def _claim_forever(self) -> None:
-        rounds = 0
-        while True:
-            self._wake.clear()
-            room = self._room - len(self._held) - len(self._working)
-            # While nothing can be decided, what is in the store is left there, for whoever can.
-            at_most = min(room, self._batch_max * self._batches) if self._most_batches else 0
-            claims = None
-            if at_most > 0:
-                # Shielded, so that a drain that comes meanwhile still learns what was claimed.
-                self._claiming = asyncio.ensure_future(self._safely("claim", self._leases.claim(at_most)))
-                claims = await asyncio.shield(self._claiming)
-                self._claiming = None
-            if claims:
-                self.offer(claims)
-            if rounds % 50 == 0:
-                await self._safely("expire", self._leases.expire_overdue())
-            rounds += 1
-            if at_most <= 0:
-                await self._until_woken_or_polled()
-            elif claims is None or len(claims) < at_most:
-                if claims is not None:
-                    self._spilled = None  # All that waited in the store is held now: the fast way is open again.
+        lasting = Lasting("claim")
+        for rounds in itertools.count():
+            went_well = False
+            with lasting:
+                await self._claim_once(expires=rounds % 50 == 0)
+                went_well = True
+            if not went_well:
                 await self._clock.sleep(self._poll_s)
+
+    async def _claim_once(self, *, expires: bool) -> None:
+        self._wake.clear()
+        room = self._room - len(self._held) - len(self._working)
+        # While nothing can be decided, what is in the store is left there, for whoever can.
+        at_most = min(room, self._batch_max * self._batches) if self._most_batches else 0
+        claims = None
+        if at_most > 0:
+            # Shielded, so that a drain that comes meanwhile still learns what was claimed.
+            self._claiming = asyncio.ensure_future(self._safely("claim", self._leases.claim(at_most)))
+            claims = await asyncio.shield(self._claiming)
+            self._claiming = None
+        if claims:
+            self.offer(claims)
+        if expires:
+            await self._safely("expire", self._leases.expire_overdue())
+        if at_most <= 0:
+            await self._until_woken_or_polled()
+        elif claims is None or len(claims) < at_most:
+            if claims is not None:
+                self._spilled = None  # All that waited in the store is held now: the fast way is open again.
+            await self._clock.sleep(self._poll_s)
 
     async def _until_woken_or_polled(self) -> None:
         waits = [asyncio.ensure_future(self._wake.wait()), asyncio.ensure_future(self._clock.sleep(self._poll_s))]

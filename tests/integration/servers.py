@@ -31,6 +31,8 @@ class Scoring(ScoringServiceServicer):
         self.left_s: list[float] = []
         self.does: Behaviour | None = None
         self.answers_max = 256
+        self.mixes_up = False
+        """Whether it answers in another order than it was asked in."""
         self.asked = pb.ScoreProfilesRequest()
 
     async def ScoreProfiles(
@@ -46,7 +48,7 @@ class Scoring(ScoringServiceServicer):
             pb.ScoreProfilesResponse.Result(key=item.key, score=pb.Score(pd=0.1, grade="C"))
             for item in request.items[: self.answers_max]
         ]
-        return pb.ScoreProfilesResponse(results=scored)
+        return pb.ScoreProfilesResponse(results=reversed(scored) if self.mixes_up else scored)
 
 
 class Server:

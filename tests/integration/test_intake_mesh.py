@@ -101,6 +101,14 @@ async def test_an_answer_for_too_few_cases_is_a_fault() -> None:
         assert guard.failures == 1
 
 
+async def test_answers_in_another_order_are_nobodys() -> None:
+    cases = [replace(case, claim=replace(CLAIM, id=f"id-{number}")) for number, case in enumerate(CASES)]
+    async with scoring(None) as (server, port, guard):
+        server.scoring.mixes_up = True
+        assert await port.score(cases) == [Unavailable("scoring_error")] * 3
+        assert guard.failures == 1
+
+
 @pytest.mark.parametrize("status", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION])
 async def test_our_own_mistakes_open_no_breaker(status: grpc.StatusCode) -> None:
     async with scoring(failing(status)) as (_, port, guard):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import datetime as dt
-from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from loanmesh.runtime.clock import FakeClock
-from loanmesh.runtime.database import Database, Script, Statement, open_database
+from loanmesh.runtime.database import Database, Script, Statement
 from loanmesh.runtime.errors import RequestIdConflict, WrongState
 from loanmesh.runtime.keys import KeyRing, Keys, KeySet, new_key
-from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.sealed import Sealer, is_sealed
 from services.intake import erasure, keeping
 from services.intake.application import Claim, Happening, New, State, chain, digest
 from services.intake.erasure import Eraser, Fate, Upkeep
 from services.intake.erasure_servicer import told
-from services.intake.keeping import DONE, Keeping
+from services.intake.keeping import DONE, Held, Keeping
 from services.intake.ports import Decided
 from services.intake.privacy import Privacy
 from services.intake.retention import DAY_S, RetentionSettings
@@ -29,14 +27,6 @@ from tests.builders import RING, an_application
 LENDER = "lenders/demo"
 CLOCK = FakeClock()
 RULES = RetentionSettings()
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    await asyncio.to_thread(upgrade, database_url, "services.intake")
-    opened = await open_database(database_url)
-    yield opened
-    await opened.close()
 
 
 class Replica:
@@ -242,6 +232,40 @@ async def test_who_asks_is_forgotten_and_what_must_be_kept_says_why(database: Da
     # Again changes nothing, and finds no way to what was erased.
     again, _, _ = await replica.eraser.erase(LENDER, 1, number_of(7), only_look=False)
     assert [fate.id for fate in again] == ["id-003", "id-004"]
+
+
+async def test_one_that_is_accepted_while_its_subject_is_being_forgotten_is_not_told_as_erased(
+    database: Database,
+) -> None:
+    replica = Replica(database)
+    await declined(replica, new(1, subject=7), new(2, subject=7))
+
+    class Overtaken(Keeping):
+        """Somebody accepts an offer between the look and the erasure."""
+
+        async def of_subject(self, *about: Any) -> list[Held]:
+            found = await super().of_subject(*about)
+            await _set(database, "id-001", state="OFFER_ACCEPTED")
+            return found
+
+    keeping = Overtaken(database, replica.clock, "a", replica.privacy)
+    eraser = Eraser(keeping, replica.evidence, RULES, replica.clock)
+    fates, _, _ = await eraser.erase(LENDER, 1, number_of(7), only_look=False)
+    assert [(fate.id, fate.erased, fate.keep.rule if fate.keep else "") for fate in fates] == [
+        ("id-001", False, "loan_records"), ("id-002", True, ""),
+    ]  # fmt: skip
+    assert (await replica.store.get(LENDER, "id-001")).erased_at is None
+
+
+async def test_offers_that_can_still_be_accepted_do_not_hide_what_is_over(database: Database) -> None:
+    await declined(Replica(database), *(new(n) for n in range(6)))
+    later = Replica(database, at_s=(RULES.declined_days + 1) * DAY_S)
+    for number in range(4):  # More than are looked at together, and first in line.
+        await _set(database, f"id-{number:03d}", due_at=later.clock.now().timestamp() + DAY_S)
+    assert await later.upkeep.erase_over() == 2
+    assert await database.scan("SELECT id FROM application WHERE erased_at IS NOT NULL ORDER BY id") == [
+        ("id-004",), ("id-005",)
+    ]  # fmt: skip
 
 
 async def test_what_was_erased_cannot_be_changed_and_is_never_submitted_twice(database: Database) -> None:

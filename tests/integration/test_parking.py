@@ -36,14 +36,6 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 DUE_AT = 4e9
 
 
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    await asyncio.to_thread(upgrade, database_url, "services.intake")
-    opened = await open_database(database_url)
-    yield opened
-    await opened.close()
-
-
 def a_store(database: Database) -> Store:
     return Store(database, CLOCK, "a", 30.0, Privacy(a_sealer()))
 

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
 from lending.intake.v1 import intake_service_pb2 as pb
 
 from loanmesh.runtime.clock import FakeClock, SystemClock
-from loanmesh.runtime.database import Database, open_database
+from loanmesh.runtime.database import Database
 from loanmesh.runtime.errors import DependencyDown, InvalidRequest
-from loanmesh.runtime.migrations import upgrade
 from loanmesh.runtime.witness import WitnessedClock
 from services.intake.privacy import Privacy
 from services.intake.servicer import IntakeServicer
 from services.intake.store import Store
 from tests.builders import a_sealer, an_application
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    await asyncio.to_thread(upgrade, database_url, "services.intake")
-    opened = await open_database(database_url)
-    yield opened
-    await opened.close()
 
 
 def an_intake(database: Database, off_s: float) -> tuple[IntakeServicer, WitnessedClock]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -21,14 +21,6 @@ from tests.builders import a_sealer, an_application
 
 LENDER = "lenders/demo"
 CLOCK = FakeClock()
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    await asyncio.to_thread(upgrade, database_url, "services.intake")
-    opened = await open_database(database_url)
-    yield opened
-    await opened.close()
 
 
 def a_store(database: Database, owner: str = "a", lease_s: float = 30.0) -> Store:

@@ -307,6 +307,19 @@ async def test_a_call_under_way_ends_on_the_channel_it_began_on(mesh: Secured) -
         await until(lambda: channel.retiring == 0)
 
 
+async def test_closing_closes_the_channels_of_before_as_well(mesh: Secured) -> None:
+    mesh.intake.hold = asyncio.Event()
+    channel = rotating(mesh, mesh.security("client", "local"))
+    call = asyncio.ensure_future(IntakeServiceStub(channel).GetApplication(pb.GetApplicationRequest(name=NAME)))
+    await until(lambda: mesh.intake.callers)
+    mesh.authority.renew(all_=True)
+    await until(lambda: channel.retiring == 1)
+    await channel.close()
+    ended, _ = await asyncio.wait([call], timeout=5)
+    assert ended
+    assert call.cancelled()
+
+
 async def test_a_certificate_that_the_server_refuses_does_not_replace_one_that_works(
     mesh: Secured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

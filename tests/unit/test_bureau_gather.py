@@ -12,16 +12,16 @@ from lending.bureau.v1.bureau_service_pb2 import GatherProfilesRequest, SourceRe
 from loanmesh.runtime.breaker import Breaker, BreakerSettings, State
 from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.guard import BulkheadSettings, make_guard
-from services.bureau.gather import Gatherer, Key, Subject
+from services.bureau.gather import Cache, Gatherer, Key, Subject
 from services.bureau.profile import Answer
-from services.bureau.sources import Source, load_sources
+from services.bureau.sources import DAY_S, Source, load_sources
 from tests.builders import an_application
 
 
 class Court:
     """A wire on which all sources are well but the court, which does what it is told."""
 
-    def __init__(self, clock: FakeClock, does: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(self, clock: FakeClock, does: Callable[[], Answer | str | None] = lambda: None) -> None:
         self.clock = clock
         self.does = does
         self.asked = self.at_once = self.at_once_max = 0
@@ -51,13 +51,22 @@ class NoCache:
     async def put(self, key: Key, answer: Answer) -> None: ...
 
 
-def a_bureau(court: Court, waiting_max: int = 100, budget_s: float = 5.0) -> tuple[Gatherer, Breaker]:
+def a_bureau(
+    court: Court, waiting_max: int = 100, budget_s: float = 5.0, cache: Cache | None = None
+) -> tuple[Gatherer, Breaker]:
     settings = BreakerSettings(window=10, minimum_calls=4, open_s=10, jitter=0, half_open_permits=2)
     bulkhead = BulkheadSettings(at_once_max=3, waiting_max=waiting_max)
     sources = load_sources()
     guards = {name: make_guard(name, "source", settings, bulkhead, court.clock, random.Random(1)) for name in sources}
     gatherer = Gatherer(
-        sources, court, NoCache(), court.clock, lambda _, n: f"h{n}", guards=guards, budget_s=budget_s, retry_s=1.0
+        sources,
+        court,
+        cache or NoCache(),
+        court.clock,
+        lambda _, n: f"h{n}",
+        guards=guards,
+        budget_s=budget_s,
+        retry_s=1.0,
     )
     return gatherer, guards["court"].breaker
 
@@ -121,6 +130,41 @@ async def test_queries_beyond_the_permits_wait_for_the_probes_and_are_asked_in_t
     court.does = lambda: None
     assert {r.missing_cause for r in await court_reports(gatherer, 50)} == {""}
     assert (breaker.state, court.asked) == (State.CLOSED, 54)
+
+
+class Remembers(NoCache):
+    """Knows an answer of the court, of so many days ago."""
+
+    def __init__(self, clock: FakeClock, days: float) -> None:
+        at_s = clock.now().timestamp() - days * DAY_S
+        self.known = Answer(True, {"court.enforcement_open_count": 1}, at_s, at_s)
+
+    async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
+        return {key: self.known for key in keys if key[2] == "court"}
+
+
+@pytest.mark.parametrize(
+    ("says_days", "knows_days", "state", "observed_days"),
+    [
+        (8.0, None, SourceReport.STATE_MISSING, None),
+        (8.0, 9.0, SourceReport.STATE_MISSING, None),
+        (6.0, None, SourceReport.STATE_STALE, 6.0),
+        (8.0, 5.0, SourceReport.STATE_STALE, 5.0),
+        (3.0, 2.0, SourceReport.STATE_STALE, 2.0),
+        (0.5, 2.0, SourceReport.STATE_FRESH, 0.5),
+    ],
+)
+async def test_what_a_source_says_now_counts_by_when_it_was_true(
+    says_days: float, knows_days: float | None, state: SourceReport.State.ValueType, observed_days: float | None
+) -> None:
+    court = Court(FakeClock())
+    now_s = court.clock.now().timestamp()
+    court.does = lambda: Answer(True, {}, now_s - says_days * DAY_S, now_s)
+    gatherer, _ = a_bureau(court, cache=NoCache() if knows_days is None else Remembers(court.clock, knows_days))
+    (report,) = await court_reports(gatherer, 1)
+    assert (report.state, report.missing_cause) == (state, "" if observed_days else "outdated")
+    if observed_days:
+        assert now_s - report.observed_time.ToNanoseconds() / 1e9 == pytest.approx(observed_days * DAY_S)
 
 
 @pytest.mark.parametrize("word", ["refused", "overloaded"])

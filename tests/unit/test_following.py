@@ -229,6 +229,19 @@ def test_a_call_that_is_wanted_is_told_once_whichever_came_first(order: str) -> 
     assert len(told.spans()) == 1
 
 
+def test_a_commit_that_cannot_be_told_of_costs_no_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no such span")
+
+    monkeypatch.setattr(told.recorder, "tell", fail)
+    began = told.clock.monotonic()
+    told.clock.advance(0.7)
+    told.following.stored([dataclasses.replace(a_new(), traceparent=UNSAMPLED)], began)
+    assert told.reports == ["not_traced"]
+
+
 def test_a_slow_commit_at_the_door_is_told_in_the_trace_of_each_it_held_up() -> None:
     told = Told()
     batch = [

@@ -11,6 +11,9 @@ from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.lasting import Lasting
 from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.vitals import Vitals
+from services.intake.erasure import Upkeep
+from services.intake.keeping import Keeping
+from services.intake.retention import RetentionSettings
 
 
 def rounds(lasting: Lasting, *errors: Exception | None) -> None:
@@ -60,6 +63,28 @@ async def test_the_heart_beats_on_when_a_lag_cannot_be_recorded() -> None:
     with pytest.raises(asyncio.CancelledError):
         await Heartbeat(Turns(5), record).beat_forever()
     assert len(told) == 5
+
+
+class NoReseal(Keeping):
+    """Cannot reseal, for a reason that nobody foresaw, and finds nothing else to do; notes which passes began."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+
+    async def take(self, chore: str) -> tuple[str, str] | None:
+        self.began.append(chore)
+        if chore == "reseal":
+            raise ZeroDivisionError
+        return None
+
+
+async def test_erasures_go_on_where_nothing_can_be_sealed_anew() -> None:
+    keeping, clock = NoReseal(), Turns(2)
+    upkeep = Upkeep(keeping, RetentionSettings(), lambda: "goal", clock, 10, lambda *_, **__: None)
+    with pytest.raises(asyncio.CancelledError), capture_logs() as logs:
+        await upkeep.keep_forever(60.0)
+    assert keeping.began == ["reseal", "erase", "forget"] * 2
+    assert [line["work"] for line in logs] == ["reseal"], "said once"
 
 
 async def test_vitals_go_on_when_the_backlog_cannot_be_counted_for_a_reason_that_nobody_foresaw() -> None:

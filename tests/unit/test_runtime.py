@@ -52,6 +52,19 @@ async def test_what_arrives_meanwhile_becomes_the_next_batch() -> None:
     ]
 
 
+async def test_a_batch_with_too_few_outcomes_fails_all_of_it_and_leaves_nobody_waiting() -> None:
+    async def run(batch: Sequence[int]) -> Sequence[int | LoanmeshError]:
+        return list(batch)[1:]
+
+    clock = FakeClock()
+    batcher: Batcher[int, int] = Batcher(run, max_items=4, max_waiting=6, clock=clock)
+    async with asyncio.timeout(5):
+        outcomes = await asyncio.gather(*(batcher.submit(n) for n in range(3)), return_exceptions=True)
+    clock.advance(3.0)
+    assert [type(outcome) for outcome in outcomes] == [RuntimeError] * 3
+    assert batcher.waited_s == 0.0
+
+
 async def test_who_comes_alone_waits_for_nothing_and_who_follows_several_is_gathered() -> None:
     clock = FakeClock()  # Sleeping moves it on at once: its time is the time waited.
 

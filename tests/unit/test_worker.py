@@ -337,6 +337,26 @@ async def test_a_claim_that_fails_in_any_way_does_not_end_the_worker() -> None:
     await worker.drain()
 
 
+async def test_a_round_that_fails_for_a_reason_nobody_foresaw_does_not_end_the_worker() -> None:
+    asked = 0
+
+    def may_begin() -> int | None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise ZeroDivisionError
+        return None
+
+    leases = Leases()
+    leases.open = some_claims(3)
+    worker = a_worker(leases, decide_at_once)
+    worker._may_begin = may_begin
+    worker.start()
+    await turns()
+    assert leases.open == []
+    await worker.drain()
+
+
 async def test_low_classes_leave_room_for_urgent_ones_and_nobody_overtakes_his_own_class() -> None:
     gate = asyncio.Event()
 
@@ -430,6 +450,29 @@ async def test_what_is_leased_to_a_draining_replica_is_given_back() -> None:
     await worker.drain()
     assert leases.released == ["0", "1"]
     assert not worker.busy
+
+
+async def test_draining_waits_until_a_batch_that_could_not_be_committed_is_given_back() -> None:
+    gate = asyncio.Event()
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        await gate.wait()
+        raise DependencyDown("no COMMIT")
+
+    class Slow(Leases):
+        async def release(self, claims: Sequence[Claim]) -> None:
+            await turns(5)
+            await super().release(claims)
+
+    leases = Slow()
+    worker = a_worker(leases, decide_batch)
+    worker.offer(some_claims(2))
+    await turns()
+    draining = asyncio.create_task(worker.drain())
+    await turns()
+    gate.set()
+    await draining
+    assert leases.released == ["0", "1"]
 
 
 async def decide_at_once(claims: Sequence[Claim]) -> dict[str, Result]:
