@@ -139,7 +139,7 @@ def _change(whole: Any, dice: random.Random) -> None:
                 here[odd.PLANTED] = here[key]
             case 2 if isinstance(here, list):
                 here.append(here[key])
-            case 3 if isinstance(here[key], int | float):
+            case 3 if isinstance(here[key], int | float) and abs(here[key]) < 1e300:
                 here[key] = dice.choice([-here[key], here[key] * 1e9, here[key] + 1])
             case _:
                 here[key] = dice.choice(_VALUES)

@@ -20,12 +20,13 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
 from opentelemetry import propagate, trace
 
-from loanmesh.runtime import caller, deadline, measures, ops, semconv, telemetry, tracing
+from loanmesh.runtime import caller, deadline, measures, open_health, ops, semconv, telemetry, tracing
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.door import Door
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
-from loanmesh.runtime.limits import server_options
+from loanmesh.runtime.limits import probe_options, server_options
 from loanmesh.runtime.loop_lag import Heartbeat
+from loanmesh.runtime.open_health import OpenHealth
 from loanmesh.runtime.profile import profiled
 from loanmesh.runtime.redaction import guard_outputs
 from loanmesh.runtime.setting_rules import refusing
@@ -209,7 +210,7 @@ def _probe_server(settings: ServerSettings, healthy: health.aio.HealthServicer) 
     """Serves health and nothing else, in plaintext, where a port for it is set: probes bring no certificate."""
     if not settings.health_listen:
         return None
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4096)])
+    server = grpc.aio.server(options=probe_options(settings.limits))
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     return server
 
@@ -240,6 +241,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         self._door = door
         self._by_token = by_token
         self._slow_call_s = slow_call_s
+        self._health = OpenHealth()
         self._tracer = trace.get_tracer("loanmesh")
         self._duration = telemetry.recorder(measures.SERVER_CALL)
 
@@ -254,7 +256,10 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             try:
                 self._door.enter({}, carrier, method)
             except LoanmeshError as error:
-                return self._refusing(error, method, carrier)
+                # Without their traceparent: strangers do not choose what is recorded.
+                return self._refusing(error, method, {})
+            if details.method.startswith(open_health.PREFIX):
+                return self._health.handler(handler)
         if not details.method.startswith(OURS):
             return handler if self._door is None else _behind(self._door, handler, method, carrier)
         read = _or_malformed(handler.request_deserializer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,15 @@ class Tokens:
                 },
             )  # fmt: skip
             expires_s, valid_from_s = float(claims["exp"]), float(claims.get("nbf", "-inf"))
+            if not math.isfinite(expires_s):
+                raise ValueError("a token that never ends")
         except jwt.InvalidAudienceError as error:
             raise Unauthenticated("the token is for another audience", reason="TOKEN_AUDIENCE") from error
         except jwt.InvalidIssuerError as error:
             raise Unauthenticated("the token is of another issuer", reason="TOKEN_ISSUER") from error
         except jwt.MissingRequiredClaimError as error:
             raise Unauthenticated(f"the token lacks the claim {error.claim}", reason="TOKEN_INVALID") from error
-        except (jwt.PyJWTError, TypeError, ValueError) as error:
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError) as error:
             raise Unauthenticated("the token's signature or shape is not valid", reason="TOKEN_INVALID") from error
         return Caller(self._path(claims["sub"]), "token"), valid_from_s, expires_s
 

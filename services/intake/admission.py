@@ -52,7 +52,8 @@ class Admission:
         now = self._clock.monotonic()
         sender, sent_at, held_s = sent
         self._arrivals.held_back(held_s, now)
-        return client, self._arrivals.delay_s(sender, sent_at, now)
+        # By caller too: whoever learns another's name for its clock must not set it.
+        return client, self._arrivals.delay_s(f"{client}/{sender}", sent_at, now)
 
     def admit(self, client: str, priority: int, count: int, queued_s: float) -> None:
         """Let `count` applications in. Raises Overloaded or OverQuota with when to come back; then nothing is counted.

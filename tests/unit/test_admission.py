@@ -75,9 +75,18 @@ def test_the_queue_before_the_door_is_told_from_the_senders_clock() -> None:
     door = a_door(clock=clock)
     assert door.arrived([("loanmesh-client", "app"), ("loanmesh-sent-ms", "a1:5000")]) == ("app", 0.0)
     clock.advance(1.0)
-    client, delay_s = door.arrived([("loanmesh-sent-ms", "a1:5400"), ("trace-bin", b"x")])
-    assert client == "local"
+    client, delay_s = door.arrived([("loanmesh-client", "app"), ("loanmesh-sent-ms", "a1:5400"), ("trace-bin", b"x")])
+    assert client == "app"
     assert delay_s == pytest.approx(0.6)
+
+
+def test_nobody_sets_the_clock_of_another_caller() -> None:
+    clock = FakeClock()
+    door = a_door(clock=clock)
+    door.arrived([("loanmesh-client", "app"), ("loanmesh-sent-ms", "a1:5000")])
+    door.arrived([("loanmesh-client", "rival"), ("loanmesh-sent-ms", "a1:999999999")])
+    clock.advance(1.0)
+    assert door.arrived([("loanmesh-client", "app"), ("loanmesh-sent-ms", "a1:6000")]) == ("app", 0.0)
 
 
 def test_what_is_proven_of_a_caller_goes_before_what_it_says() -> None:

@@ -65,6 +65,9 @@ def test_a_sound_token_names_its_caller(tmp_path: Path, clock: FakeClock, algori
         ({"sub": "client/a/b"}, "TOKEN_SUBJECT"),
         ({"sub": ""}, "TOKEN_SUBJECT"),
         ({"exp": "soon"}, "TOKEN_INVALID"),
+        ({"exp": float("nan")}, "TOKEN_INVALID"),
+        ({"exp": float("inf")}, "TOKEN_INVALID"),
+        ({"exp": 10**400}, "TOKEN_INVALID"),
     ],
 )
 def test_whatever_is_wrong_with_a_claim_is_said(
