@@ -405,6 +405,9 @@ class IntakeServicer(IntakeServiceServicer):
 
         if not (request.consents or request.HasField("declaration") or request.product):
             raise InvalidRequest(("consents", "supply consents, a declaration or a product"))
+        # Each time the application is assessed again, which costs what a new one does.
+        client, _ = self._admission.arrived(context.invocation_metadata() or ())
+        self._admission.pay(client, 1)
         _, application_id = _split(request.name)
         return pb.SupplyInformationResponse(application=await self._change(request, "information_supplied", {}, apply))
 

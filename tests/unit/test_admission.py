@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
+from lending.intake.v1 import intake_service_pb2 as pb
 
 from loanmesh.runtime import caller
 from loanmesh.runtime.caller import Caller
@@ -11,6 +14,7 @@ from loanmesh.runtime.errors import Overloaded, OverQuota
 from services.intake.admission import Admission
 from services.intake.arrival import Arrivals
 from services.intake.quota import Quota
+from services.intake.servicer import IntakeServicer
 
 INTERACTIVE, PARTNER, BULK, REASSESSMENT = 1, 2, 3, 4
 
@@ -78,6 +82,25 @@ def test_the_queue_before_the_door_is_told_from_the_senders_clock() -> None:
     client, delay_s = door.arrived([("loanmesh-client", "app"), ("loanmesh-sent-ms", "a1:5400"), ("trace-bin", b"x")])
     assert client == "app"
     assert delay_s == pytest.approx(0.6)
+
+
+class Called:
+    """The context of a call by one client."""
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return [("loanmesh-client", "greedy")]
+
+
+async def test_what_is_assessed_again_counts_as_what_is_new() -> None:
+    door = a_door(Quota(0.001, 1))
+    door.admit("greedy", INTERACTIVE, 1, 0.0)
+    nobody = cast(Any, None)
+    servicer = IntakeServicer(
+        nobody, nobody, nobody, nobody, nobody, nobody, {}, FakeClock(), str, accepts_waiting_max=1, admission=door,
+    )  # fmt: skip
+    supplied = pb.SupplyInformationRequest(name="lenders/demo/applications/x", product="consumer_instalment")
+    with pytest.raises(OverQuota):
+        await servicer.SupplyInformation(supplied, cast(Any, Called()))
 
 
 def test_nobody_sets_the_clock_of_another_caller() -> None:
