@@ -14,13 +14,14 @@ from typing import Any, TypeVar, cast
 
 import grpc
 import structlog
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
 from opentelemetry import propagate, trace
 
-from loanmesh.runtime import caller, deadline, measures, open_health, ops, semconv, telemetry, tracing
+from loanmesh.runtime import caller, deadline, measures, open_health, ops, semconv, telemetry, tracing, unfolding
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.door import Door
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
@@ -263,13 +264,15 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         if not details.method.startswith(OURS):
             return handler if self._door is None else _behind(self._door, handler, method, carrier)
         read = _or_malformed(handler.request_deserializer)
+        # Generated code hands over the message's own FromString.
+        kind = handler.request_deserializer.__self__.DESCRIPTOR
         if handler.unary_unary:
             behaviour = handler.unary_unary
 
             async def unary(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
                 with _Call(self, method, carrier, context) as call:
                     try:
-                        return await behaviour(await call.checked(read, data), context)
+                        return await behaviour(await call.checked(read, kind, data), context)
                     except LoanmeshError as error:
                         await call.refuse(error)
                     except (grpc.aio.AbortError, grpc.RpcError, asyncio.CancelledError):
@@ -287,7 +290,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             with _Call(self, method, carrier, context) as call:
                 call.may_take_s = float("inf")  # A stream lasts as long as its reader likes.
                 try:
-                    async for response in behaviour(await call.checked(read, data), context):
+                    async for response in behaviour(await call.checked(read, kind, data), context):
                         yield response
                 except LoanmeshError as error:
                     await call.refuse(error)
@@ -457,7 +460,7 @@ class _Call:
                     recorder.at(self._started), recorder.at(ended), kind="server", attributes=attributes, error=wrong,
                 )  # fmt: skip
 
-    async def checked(self, read: Callable[[bytes], Any], data: bytes) -> Any:
+    async def checked(self, read: Callable[[bytes], Any], kind: Descriptor, data: bytes) -> Any:
         """The request. Refuses who may not call, what comes too late to be answered, and what breaks the contract's
         rules, in this order."""
         door = self._owner._door
@@ -469,6 +472,8 @@ class _Call:
             await self._context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was begun"
             )
+        if unfolding.is_too_much(data, kind):
+            raise InvalidRequest(("request", f"has more than {unfolding.FIELDS_MAX:,} fields, all levels together"))
         request = read(data)
         if request is _MALFORMED:
             raise InvalidRequest(("request", "the bytes are no message of the type that this method takes"))
