@@ -59,7 +59,7 @@ ALWAYS = frozenset({"OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"})
 BROKEN_ITEMS = (code_pb2.INTERNAL, code_pb2.UNKNOWN)
 _UNREADABLE = "metadata size exceeds"
 _TROUBLE = re.compile(r'Traceback \(most recent call last\)|"level": ?"(error|critical)"')
-_MEANT = re.compile(r'"event": ?"(dependency_overridden|breaker_changed)"')
+_MEANT = re.compile(r'"event": ?"(dependency_overridden|breaker_changed|subject_erased)"')
 """What an operator gives as actor and reason is written down on purpose: it is the record of who ordered what."""
 Say = Callable[[str], None]
 

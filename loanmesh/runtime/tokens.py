@@ -166,7 +166,7 @@ def _keys(file: Path, text: str) -> dict[str | None, jwt.PyJWK]:
             keys[name] = jwt.PyJWK(entry, algorithm=_ALGORITHMS[kind])
             if kind == "RSA" and keys[name].key.key_size < RSA_BITS_MIN:
                 raise BadKeys(f"{file}: key {name} has fewer than {RSA_BITS_MIN} bits")
-    except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, jwt.PyJWTError) as error:
         raise BadKeys(f"{file}: is no JSON Web Key Set: {type(error).__name__}") from error
     if not keys:
         raise BadKeys(f"{file}: holds no key")

@@ -145,6 +145,7 @@ def test_a_key_that_was_never_published_is_not_looked_for_all_the_time(issuer: I
     ("content", "said"),
     [
         ("{", "is no JSON Web Key Set"),
+        pytest.param("[" * 100_000, "is no JSON Web Key Set", id="deep"),
         ('{"keys": []}', "holds no key"),
         ('{"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "a"}]}', "kty oct is not allowed"),
         ('{"keys": 5}', "is no JSON Web Key Set"),
