@@ -79,7 +79,7 @@ def key_ring(data: bytes) -> None:
 
 def certificate(data: bytes) -> None:
     """A certificate with its key, and the CA: each of the three is the mutant in its turn."""
-    refused = ""
+    refused = []
     for mutant in ("ca.crt", "tls.crt", "tls.key"):
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             for name in ("ca.crt", "tls.crt", "tls.key"):
@@ -91,9 +91,9 @@ def certificate(data: bytes) -> None:
                 material.is_believed()
                 material.expires_soon(NOW)
             except BadCertificate as error:
-                refused = str(error)
+                refused.append(str(error))
     if refused:
-        raise Refused(refused)
+        raise Refused("; ".join(refused))
 
 
 def _token_keys() -> str:
