@@ -25,7 +25,8 @@ from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest, Pri
 from lending.scoring.v1.scoring_service_pb2 import Score
 from lending.type.v1.party_pb2 import Party
 
-from lab.fuzz import texts
+from lab.fuzz import key_files, texts
+from lab.fuzz.refused import Refused
 from lab.population import Kind, Population
 from lab.rows import Row, at_least, at_most
 from loanmesh.promotion.file import read_promotion
@@ -102,10 +103,6 @@ replicas:
 """
 Reader = Callable[[bytes], None]
 Say = Callable[[str], None]
-
-
-class Refused(Exception):
-    """A clear error: what its author is told."""
 
 
 @dataclass
@@ -240,7 +237,7 @@ def kinds() -> dict[str, tuple[str, Callable[[str, random.Random], bytes], Reade
     for name in (ScoringSettings().consumer_model, ScoringSettings().firm_model):
         text = (models / f"{name}.json").read_text(encoding="utf-8")
         found[f"model {name}"] = (text, texts.json_file, model_file(name))
-    return found
+    return found | key_files.kinds()
 
 
 def fuzz(name: str, seed: int, count: int) -> Found:
@@ -256,7 +253,9 @@ def fuzz(name: str, seed: int, count: int) -> Found:
             found.refused += 1
             if fault := _unclear(str(refused)):
                 found.unexpected.append(f"number {number}: {fault}: {str(refused)[:200]!r}")
-        except Exception as error:  # noqa: BLE001  What no reader may raise is what is looked for.
+        except BaseException as error:  # What no reader may raise is looked for, and a panic of Rust's is no Exception.
+            if isinstance(error, KeyboardInterrupt):
+                raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             cause = f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}"
             found.causes[cause] += 1

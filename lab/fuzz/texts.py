@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import json
 import random
 import re
@@ -46,6 +48,7 @@ _SCALARS = (
     "{a: " * 1200,
     "1 + " * 12_000 + "1",
 )
+_PEM = re.compile(r"-----BEGIN [A-Z ]+-----\n(.*?)-----END", re.DOTALL)
 _VALUE = re.compile(r"(:\s+|-\s+|\[|,\s*)([^\s\[\]{},#:][^\[\]{},#\n]*)")
 _VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 10**400, 1.5, float("nan"), float("inf"), "", "x", odd.PLANTED, [], {}, [[]], {"x": 1}, [None],
@@ -69,6 +72,24 @@ def json_file(text: str, dice: random.Random) -> bytes:
     return data if dice.random() < 0.85 else spoiled(data, dice)
 
 
+def pem(text: str, dice: random.Random) -> bytes:
+    """PEM with its lines changed, or with other bytes in what one of its blocks holds."""
+    if dice.random() < 0.3:
+        return spoiled(_other_lines(text, dice).encode(), dice)
+    block = dice.choice(list(_PEM.finditer(text)))
+    content = bytearray(base64.b64decode(block[1]))
+    for _ in range(dice.choice([1, 1, 2, 5])):
+        at = dice.randrange(len(content))
+        match dice.randrange(3):
+            case 0:
+                content[at] ^= 1 << dice.randrange(8)
+            case 1:
+                content[at] = dice.choice([0, 1, 0x30, 0x7F, 0x80, 0x84, 0xFF])
+            case _:
+                del content[at : at + dice.randrange(1, 4)]
+    return (text[: block.start(1)] + base64.encodebytes(bytes(content)).decode() + text[block.end(1) :]).encode()
+
+
 def spoiled(data: bytes, dice: random.Random) -> bytes:
     """Cut, with bits flipped, or with junk in the middle."""
     at = dice.randrange(len(data) + 1)
@@ -80,7 +101,7 @@ def spoiled(data: bytes, dice: random.Random) -> bytes:
         case 2:
             return b"[" * 100_000
         case _:
-            changed = bytearray(data)
+            changed = bytearray(data or b"x")
             for _ in range(5):
                 changed[dice.randrange(len(changed))] ^= 1 << dice.randrange(8)
             return bytes(changed)
@@ -136,11 +157,11 @@ def _change(whole: Any, dice: random.Random) -> None:
             case 0:
                 del here[key]
             case 1 if isinstance(here, dict):
-                here[odd.PLANTED] = here[key]
+                here[odd.PLANTED] = copy.deepcopy(here[key])
             case 2 if isinstance(here, list):
-                here.append(here[key])
-            case 3 if isinstance(here[key], int | float):
+                here.append(copy.deepcopy(here[key]))
+            case 3 if isinstance(here[key], int | float) and abs(here[key]) < 1e300:
                 here[key] = dice.choice([-here[key], here[key] * 1e9, here[key] + 1])
             case _:
-                here[key] = dice.choice(_VALUES)
+                here[key] = copy.deepcopy(dice.choice(_VALUES))  # A later change must not change the values.
         return

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextvars
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
+NAME_CHARS_MAX = 64
+"""Of a client's or operator's name: it is stored with each application, and part of an index."""
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
+"""What SPIFFE allows in a word of a path; no word of others can write into a log or a table anything but a name."""
 CALLERS_REMEMBERED = 4096
 """Identities whose reading is kept; a mesh has fewer."""
 
@@ -86,7 +91,7 @@ def is_path(path: str) -> bool:
     """Whether it is one of the three that we give out."""
     match path.split("/"):
         case ["client" | "operator", name]:
-            return bool(name)
+            return bool(_NAME.fullmatch(name)) and len(name) <= NAME_CHARS_MAX
         case ["ns", namespace, "sa", name]:
-            return bool(namespace) and bool(name)
+            return bool(_NAME.fullmatch(namespace)) and bool(_NAME.fullmatch(name))
     return False

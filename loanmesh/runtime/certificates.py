@@ -9,13 +9,16 @@ from pathlib import Path
 
 import structlog
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 EXPIRY_WARNING_SHARE = 0.25
 """Share of its life left at which a certificate is warned of. cert-manager renews at a third, so nothing is said when
 all goes well."""
-_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+_UNREADABLE = (
+    ValueError, UnsupportedAlgorithm, InternalError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType,
+    x509.InvalidVersion,
+)  # fmt: skip
 """What asking a certificate for its parts may raise, whoever wrote it."""
 log = structlog.get_logger()
 
@@ -80,10 +83,10 @@ class Material:
 
 
 def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    """Whether the CA's key made the signature."""
+    """Whether the CA's key made the signature; one of a kind unknown here made none that we can tell."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*_UNREADABLE, TypeError, InvalidSignature):
         return False
     return True
 
@@ -101,7 +104,7 @@ def read(files: Files) -> Material:
     key_pem = _bytes("key", files.key)
     try:
         key = load_pem_private_key(key_pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (*_UNREADABLE, TypeError) as error:
         # The cause may quote the key.
         raise BadCertificate("key", files.key, "is no unencrypted private key in PEM") from error.with_traceback(None)
     leaf = chain[0]
@@ -149,7 +152,7 @@ def _certificates(role: str, path: Path) -> list[x509.Certificate]:
     content = _bytes(role, path)
     try:
         return x509.load_pem_x509_certificates(content)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise BadCertificate(role, path, "holds no certificate in PEM") from error
 
 

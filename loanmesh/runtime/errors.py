@@ -15,18 +15,37 @@ class LoanmeshError(Exception):
         self.metadata: Mapping[str, str] = metadata
 
 
+VIOLATIONS_MAX = 20
+VIOLATIONS_BYTES_MAX = 1_500
+"""Of what is told of one request. An error travels as metadata, three times over, and a client that finds more than
+8 to 16 KiB there sees RESOURCE_EXHAUSTED instead."""
+
+
 class CallerError(LoanmeshError):
     """Change the request."""
 
 
 class InvalidRequest(CallerError):
-    """Fields of the request break rules; each violation is (field, rule)."""
+    """Fields of the request break rules; each violation is (field, rule). Of many the first are told."""
 
     reason = "INVALID_REQUEST"
 
     def __init__(self, *violations: tuple[str, str]) -> None:
-        super().__init__("; ".join(f"{field}: {rule}" for field, rule in violations))
-        self.violations: Sequence[tuple[str, str]] = violations
+        told = _first(violations)
+        super().__init__("; ".join(f"{field}: {rule}" for field, rule in told))
+        self.violations: Sequence[tuple[str, str]] = told
+
+
+def _first(violations: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    """As many as can be told; one in any case."""
+    size = 0
+    told: list[tuple[str, str]] = []
+    for field, rule in violations[:VIOLATIONS_MAX]:
+        size += len(field.encode()) + len(rule.encode())
+        if told and size > VIOLATIONS_BYTES_MAX:
+            break
+        told.append((field, rule))
+    return told
 
 
 class RequestIdConflict(CallerError):

@@ -12,6 +12,10 @@ AGE_GRACE_S = 120.0
 but one that nobody reads."""
 
 
+PROBE_AGE_S = 600.0
+"""How long a connection for probes lives; some keep theirs."""
+
+
 class LimitSettings(BaseModel, frozen=True, extra="forbid"):
     """Bounds on callers who are too big, too many or too slow. A sound client meets none of them."""
 
@@ -27,6 +31,17 @@ class LimitSettings(BaseModel, frozen=True, extra="forbid"):
     """Seconds without a word after which the peer of an open connection is asked whether it is there."""
     silent_answer_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds in which it must answer that; else the connection is closed and its calls are cancelled."""
+
+
+PROBE_LIMITS = {"metadata_kib": 4, "streams_max": 16, "connections_max": 64}
+"""Of the port for probes, which asks for no proof: a kubelet opens one connection a probe, for one call."""
+PROBE_MESSAGE_BYTES_MAX = 4096
+
+
+def probe_options(limits: LimitSettings) -> list[tuple[str, int]]:
+    """The same for the port that answers probes and nobody else."""
+    options = dict(server_options(limits.model_copy(update=PROBE_LIMITS), 1, PROBE_AGE_S))
+    return list({**options, "grpc.max_receive_message_length": PROBE_MESSAGE_BYTES_MAX}.items())
 
 
 def server_options(limits: LimitSettings, max_message_mib: int, max_connection_age_s: float) -> list[tuple[str, int]]:

@@ -17,6 +17,9 @@ NESTED_MAX = 32
 CHARS_MAX = 1_000_000
 """Our own files have up to 20,000."""
 
+WORD_CHARS_MAX = 4_000
+"""Of one name or value. Our own texts have up to 400."""
+
 
 class WrongYaml(Exception):
     """A text is not that; its words are the problem alone."""
@@ -45,6 +48,12 @@ class _Plain(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = 0
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """The word, if it is none that no message could show."""
+        if isinstance(node.value, str) and len(node.value) > WORD_CHARS_MAX:
+            raise WrongYaml(f"a name or value is longer than {WORD_CHARS_MAX:,} characters", node.start_mark)
+        return super().construct_scalar(node)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node, where it may stand."""

@@ -14,17 +14,30 @@ from typing import Any, TypeVar, cast
 
 import grpc
 import structlog
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from lending.ops.v1.ops_service_pb2_grpc import add_OpsServiceServicer_to_server
 
-from loanmesh.runtime import caller, deadline, io_threads, measures, ops, semconv, telemetry, tracing
+from loanmesh.runtime import (
+    caller,
+    deadline,
+    io_threads,
+    measures,
+    open_health,
+    ops,
+    semconv,
+    telemetry,
+    tracing,
+    unfolding,
+)
 from loanmesh.runtime.clock import Clock, SystemClock, new_owner
 from loanmesh.runtime.door import Door
 from loanmesh.runtime.errors import InvalidRequest, LoanmeshError, NotNow
-from loanmesh.runtime.limits import server_options
+from loanmesh.runtime.limits import probe_options, server_options
 from loanmesh.runtime.loop_lag import Heartbeat
+from loanmesh.runtime.open_health import OpenHealth
 from loanmesh.runtime.profile import profiled
 from loanmesh.runtime.redaction import guard_outputs
 from loanmesh.runtime.setting_rules import refusing
@@ -213,7 +226,7 @@ def _probe_server(settings: ServerSettings, healthy: health.aio.HealthServicer) 
     """Serves health and nothing else, in plaintext, where a port for it is set: probes bring no certificate."""
     if not settings.health_listen:
         return None
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4096)])
+    server = grpc.aio.server(options=probe_options(settings.limits))
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     return server
 
@@ -246,6 +259,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         self._slow_call_s = slow_call_s
         # By path; of methods that there are, so that strangers cannot fill it.
         self._wrapped: dict[str, Any] = {}
+        self._health = OpenHealth()
         self._duration = telemetry.recorder(measures.SERVER_CALL)
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
@@ -263,22 +277,28 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             try:
                 self._door.enter({}, metadata, details.method.lstrip("/"))
             except LoanmeshError as error:
+                # Without their traceparent: strangers do not choose what is recorded.
+                caller.note_said({})
                 return self._refusing(error, details.method.lstrip("/"))
         return wrapped
 
     def _wrap(self, handler: Any, path: str) -> Any:
         """The handler that answers all calls of a method."""
         method = path.lstrip("/")
+        if self._by_token and path.startswith(open_health.PREFIX):
+            return self._health.handler(handler)
         if not path.startswith(OURS):
             return handler if self._door is None else _behind(self._door, handler, method)
         read = _or_malformed(handler.request_deserializer)
+        # Generated code hands over the message's own FromString.
+        kind = handler.request_deserializer.__self__.DESCRIPTOR
         if handler.unary_unary:
             behaviour = handler.unary_unary
 
             async def unary(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
                 with _Call(self, method, context) as call:
                     try:
-                        return await behaviour(await call.checked(read, data), context)
+                        return await behaviour(await call.checked(read, kind, data), context)
                     except LoanmeshError as error:
                         await call.refuse(error)
                     except (grpc.aio.AbortError, grpc.RpcError, asyncio.CancelledError):
@@ -296,7 +316,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             with _Call(self, method, context) as call:
                 call.may_take_s = float("inf")  # A stream lasts as long as its reader likes.
                 try:
-                    async for response in behaviour(await call.checked(read, data), context):
+                    async for response in behaviour(await call.checked(read, kind, data), context):
                         yield response
                 except LoanmeshError as error:
                     await call.refuse(error)
@@ -438,7 +458,7 @@ class _Call:
                     recorder.at(self._started), recorder.at(ended), kind="server", attributes=attributes, error=wrong,
                 )  # fmt: skip
 
-    async def checked(self, read: Callable[[bytes], Any], data: bytes) -> Any:
+    async def checked(self, read: Callable[[bytes], Any], kind: Descriptor, data: bytes) -> Any:
         """The request. Refuses who may not call, what comes too late to be answered, and what breaks the contract's
         rules, in this order."""
         door = self._owner._door
@@ -450,6 +470,8 @@ class _Call:
             await self._context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was begun"
             )
+        if unfolding.is_too_much(data, kind):
+            raise InvalidRequest(("request", f"has more than {unfolding.FIELDS_MAX:,} fields, all levels together"))
         request = read(data)
         if request is _MALFORMED:
             raise InvalidRequest(("request", "the bytes are no message of the type that this method takes"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,15 @@ class Tokens:
                 },
             )  # fmt: skip
             expires_s, valid_from_s = float(claims["exp"]), float(claims.get("nbf", "-inf"))
+            if not math.isfinite(expires_s):
+                raise ValueError("a token that never ends")
         except jwt.InvalidAudienceError as error:
             raise Unauthenticated("the token is for another audience", reason="TOKEN_AUDIENCE") from error
         except jwt.InvalidIssuerError as error:
             raise Unauthenticated("the token is of another issuer", reason="TOKEN_ISSUER") from error
         except jwt.MissingRequiredClaimError as error:
             raise Unauthenticated(f"the token lacks the claim {error.claim}", reason="TOKEN_INVALID") from error
-        except (jwt.PyJWTError, TypeError, ValueError) as error:
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError) as error:
             raise Unauthenticated("the token's signature or shape is not valid", reason="TOKEN_INVALID") from error
         return Caller(self._path(claims["sub"]), "token"), valid_from_s, expires_s
 
@@ -163,7 +166,7 @@ def _keys(file: Path, text: str) -> dict[str | None, jwt.PyJWK]:
             keys[name] = jwt.PyJWK(entry, algorithm=_ALGORITHMS[kind])
             if kind == "RSA" and keys[name].key.key_size < RSA_BITS_MIN:
                 raise BadKeys(f"{file}: key {name} has fewer than {RSA_BITS_MIN} bits")
-    except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, jwt.PyJWTError) as error:
         raise BadKeys(f"{file}: is no JSON Web Key Set: {type(error).__name__}") from error
     if not keys:
         raise BadKeys(f"{file}: holds no key")

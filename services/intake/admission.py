@@ -51,7 +51,8 @@ class Admission:
         now = self._clock.monotonic()
         sender, sent_at, held_s = sent
         self._arrivals.held_back(held_s, now)
-        return client, self._arrivals.delay_s(sender, sent_at, now)
+        # By caller too: whoever learns another's name for its clock must not set it.
+        return client, self._arrivals.delay_s(f"{client}/{sender}", sent_at, now)
 
     def admit(self, client: str, priority: int, count: int, queued_s: float) -> None:
         """Let `count` applications in. Raises Overloaded or OverQuota with when to come back; then nothing is counted.
@@ -67,7 +68,11 @@ class Admission:
             share = QUEUE_SHARES.get(priority, OTHERS_SHARE)
         if queued_s > self._queue_s_max * share:
             raise Overloaded(f"storing is {queued_s:.1f} s behind; nothing was stored", retry_s=max(0.2, queued_s))
-        if retry_s := self._quota.take(client, count, now):
+        self.pay(client, count)
+
+    def pay(self, client: str, count: int) -> None:
+        """Count so much work against the caller's quota. Raises OverQuota; then nothing is counted."""
+        if retry_s := self._quota.take(client, count, self._clock.monotonic()):
             most = self._quota.allowance(client)
             raise OverQuota(
                 f"client {client!r} submits more than its quota of {most.a_second:g} applications a second,"

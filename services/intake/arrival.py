@@ -26,6 +26,8 @@ Callers who come back together, as after each batch of decisions, make a burst."
 
 HELD_S = 0.1
 """From this mean on of how long callers held their calls back, storing comes before deciding, too."""
+HELD_S_MAX = 1.0
+"""What counts of one call's word: a caller that makes it up must not outweigh all others."""
 HELD_WEIGHT = 0.05
 """Weight of the newest call in that mean."""
 
@@ -64,7 +66,7 @@ class Arrivals:
         """A caller held a call back for so long before it was sent."""
         if now > self._held_at + 2 * INTERVAL_S:
             self._held_s = 0.0  # What was so long ago says nothing of now.
-        self._held_s += (seconds - self._held_s) * HELD_WEIGHT
+        self._held_s += (min(seconds, HELD_S_MAX) - self._held_s) * HELD_WEIGHT
         self._held_at = now
 
     def pressed(self, now: float) -> bool:

@@ -149,6 +149,16 @@ def peak_kib(pid: int) -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
+async def test_a_message_that_unfolds_to_far_more_than_its_size_is_the_callers_mistake() -> None:
+    async with a_server() as (server, stub), grpc.aio.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            call: Any = channel.unary_unary(SCORE)
+            await call(b"\x0a\x00" * 520_000)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "fields, all levels together" in str(refused.value.details())
+        await is_well(stub)
+
+
 async def test_a_batch_whose_message_is_too_large_is_halved_and_the_one_that_is_alone_so_is_broken() -> None:
     async with scoring(None, ServerSettings(max_message_mib=1)) as (_, port, guard):
         large = CreditProfile()

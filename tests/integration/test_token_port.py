@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 
 from loanmesh.client import CallFailed, Client, Security
 from loanmesh.runtime.settings import TokenSettings
@@ -84,6 +85,23 @@ async def test_its_messages_are_smaller_than_those_of_who_has_a_certificate(mesh
         # Taken, and then refused for what it says.
         with pytest.raises(CallFailed, match="channel"):
             await client.submit(between)
+
+
+async def test_health_is_told_to_strangers_without_taking_what_they_send(mesh: Secured) -> None:
+    never = asyncio.Event()
+
+    async def message() -> AsyncIterator[bytes]:
+        await never.wait()
+        yield b""
+
+    ca = grpc.ssl_channel_credentials((mesh.folder / "ca.crt").read_bytes())
+    named = (("grpc.ssl_target_name_override", "intake"),)
+    read = health_pb2.HealthCheckResponse.FromString
+    async with grpc.aio.secure_channel(mesh.token_address, ca, options=named) as channel:
+        for method in ("Check", "Watch"):
+            call: Any = channel.stream_stream(f"/grpc.health.v1.Health/{method}", response_deserializer=read)
+            told = await anext(aiter(call(message(), timeout=10)))
+            assert told.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_a_certificate_does_not_count_where_none_is_asked_for(mesh: Secured) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
+from lending.intake.v1 import intake_service_pb2 as pb
 
 from loanmesh.runtime import caller
 from loanmesh.runtime.caller import Caller
@@ -11,6 +14,7 @@ from loanmesh.runtime.errors import Overloaded, OverQuota
 from services.intake.admission import Admission
 from services.intake.arrival import Arrivals
 from services.intake.quota import Quota
+from services.intake.servicer import IntakeServicer
 
 INTERACTIVE, PARTNER, BULK, REASSESSMENT = 1, 2, 3, 4
 
@@ -75,9 +79,31 @@ def test_the_queue_before_the_door_is_told_from_the_senders_clock() -> None:
     door = a_door(clock=clock)
     assert door.arrived({"loanmesh-client": "app", "loanmesh-sent-ms": "a1:5000"}) == ("app", 0.0)
     clock.advance(1.0)
-    client, delay_s = door.arrived({"loanmesh-sent-ms": "a1:5400"})
-    assert client == "local"
+    client, delay_s = door.arrived({"loanmesh-client": "app", "loanmesh-sent-ms": "a1:5400"})
+    assert client == "app"
     assert delay_s == pytest.approx(0.6)
+
+
+async def test_what_is_assessed_again_counts_as_what_is_new() -> None:
+    door = a_door(Quota(0.001, 1))
+    door.admit("greedy", INTERACTIVE, 1, 0.0)
+    nobody = cast(Any, None)
+    servicer = IntakeServicer(
+        nobody, nobody, nobody, nobody, nobody, nobody, {}, FakeClock(), str, accepts_waiting_max=1, admission=door,
+    )  # fmt: skip
+    supplied = pb.SupplyInformationRequest(name="lenders/demo/applications/x", product="consumer_instalment")
+    caller.note_said({"loanmesh-client": "greedy"})
+    with pytest.raises(OverQuota):
+        await servicer.SupplyInformation(supplied, nobody)
+
+
+def test_nobody_sets_the_clock_of_another_caller() -> None:
+    clock = FakeClock()
+    door = a_door(clock=clock)
+    door.arrived({"loanmesh-client": "app", "loanmesh-sent-ms": "a1:5000"})
+    door.arrived({"loanmesh-client": "rival", "loanmesh-sent-ms": "a1:999999999"})
+    clock.advance(1.0)
+    assert door.arrived({"loanmesh-client": "app", "loanmesh-sent-ms": "a1:6000"}) == ("app", 0.0)
 
 
 def test_what_is_proven_of_a_caller_goes_before_what_it_says() -> None:

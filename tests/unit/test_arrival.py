@@ -55,6 +55,12 @@ def test_callers_who_hold_back_press_and_that_ends_by_itself() -> None:
     assert not arrivals.pressed(12.0), "one that was sent late for a reason of its own"
 
 
+def test_a_caller_that_makes_up_how_long_it_held_a_call_presses_nobody() -> None:
+    arrivals = Arrivals()
+    arrivals.held_back(1e12, 10.0)
+    assert not arrivals.pressed(10.1)
+
+
 def test_a_burst_does_not_press_however_long_its_last_had_to_wait() -> None:
     arrivals = Arrivals()
     for tenth in range(30):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -11,9 +12,12 @@ from importlib import resources
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
 
 from lab.fuzz import files
-from lab.fuzz.files import Refused
+from lab.fuzz.refused import Refused
+from loanmesh.runtime.certificates import is_signed_by
 from services.scoring.model import ModelError, parse_model
 
 KINDS = list(files.kinds())
@@ -21,12 +25,13 @@ REFUSED = 7
 READ_RULES = f"""
 import sys
 from lab.fuzz import files
+from lab.fuzz.refused import Refused
 text, _, read = files.kinds()["policy rules"]
 other = text{{change}}
 assert other != text
 try:
     read(other.encode())
-except files.Refused:
+except Refused:
     sys.exit({REFUSED})
 """
 MODEL = "consumer-2026-11"
@@ -167,3 +172,25 @@ def test_a_model_that_cannot_be_used_is_refused_with_file_place_and_rule(change:
 def test_what_is_no_model_at_all_is_refused(content: bytes) -> None:
     with pytest.raises(ModelError, match=f"{MODEL}.json"):
         parse_model(MODEL, content, "")
+
+
+def test_a_ca_with_a_kind_of_key_unknown_here_believes_nobody() -> None:
+    text, _, _ = files.kinds()["certificate"]
+    sound = load_pem_x509_certificate(text.encode())
+    ed25519 = bytes.fromhex("06032b6570")
+    before, signed, key, after = sound.public_bytes(Encoding.DER).split(ed25519)
+    unknown = load_der_x509_certificate(
+        ed25519.join([before, signed]) + bytes.fromhex("06032b6530") + key + ed25519 + after
+    )
+    assert is_signed_by(sound, sound)
+    assert not is_signed_by(sound, unknown)
+
+
+def test_a_certificate_of_a_version_that_does_not_exist_is_refused() -> None:
+    text, _, read = files.kinds()["certificate"]
+    sound = load_pem_x509_certificate(text.encode()).public_bytes(Encoding.DER)
+    version = bytes.fromhex("a003020102")
+    assert version in sound
+    changed = base64.encodebytes(sound.replace(version, bytes.fromhex("a003020112"), 1)).decode()
+    with pytest.raises(Refused, match="holds no certificate"):
+        read(f"-----BEGIN CERTIFICATE-----\n{changed}-----END CERTIFICATE-----\n".encode())

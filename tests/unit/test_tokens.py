@@ -64,7 +64,14 @@ def test_a_sound_token_names_its_caller(tmp_path: Path, clock: FakeClock, algori
         ({"sub": "spiffe://elsewhere/client/shop"}, "TOKEN_SUBJECT"),
         ({"sub": "client/a/b"}, "TOKEN_SUBJECT"),
         ({"sub": ""}, "TOKEN_SUBJECT"),
+        ({"sub": "shop\nlevel=error"}, "TOKEN_SUBJECT"),
+        ({"sub": "shop\x00"}, "TOKEN_SUBJECT"),
+        ({"sub": "操作员"}, "TOKEN_SUBJECT"),
+        ({"sub": "s" * 65}, "TOKEN_SUBJECT"),
         ({"exp": "soon"}, "TOKEN_INVALID"),
+        ({"exp": float("nan")}, "TOKEN_INVALID"),
+        ({"exp": float("inf")}, "TOKEN_INVALID"),
+        ({"exp": 10**400}, "TOKEN_INVALID"),
     ],
 )
 def test_whatever_is_wrong_with_a_claim_is_said(
@@ -138,6 +145,7 @@ def test_a_key_that_was_never_published_is_not_looked_for_all_the_time(issuer: I
     ("content", "said"),
     [
         ("{", "is no JSON Web Key Set"),
+        pytest.param("[" * 100_000, "is no JSON Web Key Set", id="deep"),
         ('{"keys": []}', "holds no key"),
         ('{"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "a"}]}', "kty oct is not allowed"),
         ('{"keys": 5}', "is no JSON Web Key Set"),
