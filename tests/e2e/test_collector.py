@@ -82,7 +82,13 @@ def test_what_a_pipeline_uses_is_there_and_what_is_there_is_used(tier: str) -> N
 def test_the_tiers_fit_each_other() -> None:
     agent, gateway = config("agent"), config("gateway")
     assert agent["exporters"]["loadbalancing"]["routing_key"] == "traceID"
-    dns = agent["exporters"]["loadbalancing"]["resolver"]["dns"]
+    balancing = agent["exporters"]["loadbalancing"]
+    # What waits at the exporter of one gateway is lost with that gateway; what waits above goes to another.
+    assert balancing["sending_queue"]
+    assert balancing["retry_on_failure"]["enabled"]
+    assert not balancing["protocol"]["otlp"]["sending_queue"]["enabled"]
+    assert not balancing["protocol"]["otlp"]["retry_on_failure"]["enabled"]
+    dns = balancing["resolver"]["dns"]
     assert gateway["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rsplit(":")[-1] == dns["port"]
     policies = {policy["name"]: policy for policy in gateway["processors"]["tail_sampling"]["policies"]}
     said = re.search(r'^KEPT_FOR = .*\n"""Why the trace is kept: ([^.]*)\.', inspect.getsource(semconv), re.MULTILINE)
