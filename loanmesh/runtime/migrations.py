@@ -39,7 +39,7 @@ def check(url: str, package: str) -> None:
     Newer ones pass: while a release rolls out, replicas of the one before start again beside its tables.
     """
     script = _script(package)
-    known = {revision.revision for revision in script.walk_revisions()}
+    known = _known(script)
 
     def compare(connection: Connection) -> None:
         context = MigrationContext.configure(connection, opts={"version_table": _version_table(package)})
@@ -58,9 +58,17 @@ def check(url: str, package: str) -> None:
 def upgrade(url: str, package: str, revision: str = "head", *, lock_s: float = LOCK_S) -> None:
     """Bring the tables of `package` (e.g. `services.intake`) to `revision`. Must run outside an event loop.
 
-    Changes all or nothing. On PostgreSQL it fails where somebody uses a table for longer than `lock_s`: try again.
+    Changes all or nothing; tables of a newer release stay as they are. On PostgreSQL it fails where somebody uses a
+    table for longer than `lock_s`: try again.
     """
-    _run(url, package, lambda script, current: script._upgrade_revs(revision, current), lock_s)
+
+    def steps(script: ScriptDirectory, current: tuple[str, ...]) -> object:
+        # Tables of a newer release stay: whoever goes back to this one runs its migration again, too.
+        if not set(current) <= _known(script):
+            return []
+        return script._upgrade_revs(revision, current)  # type: ignore[arg-type]  # It takes all heads, whatever it says.
+
+    _run(url, package, steps, lock_s)
 
 
 def downgrade(url: str, package: str, revision: str = "base", *, lock_s: float = LOCK_S) -> None:
@@ -86,6 +94,11 @@ def _script(package: str) -> ScriptDirectory:
     config.set_main_option("script_location", str(folder))
     config.set_main_option("path_separator", "os")
     return ScriptDirectory.from_config(config)
+
+
+def _known(script: ScriptDirectory) -> set[str]:
+    """Every revision up to this release."""
+    return {revision.revision for revision in script.walk_revisions()}
 
 
 def _version_table(package: str) -> str:
