@@ -125,9 +125,12 @@ class Podman:
         try:
             out, _ = await asyncio.wait_for(process.communicate(), within_s)
         except TimeoutError:
-            process.kill()
-            await process.wait()
             raise Refused(f"podman {words[0]}: not done within {within_s:g} s") from None
+        finally:
+            # Whoever is interrupted leaves no podman behind that goes on building.
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         if process.returncode:
             raise Refused(f"podman {' '.join(words[:2])}: {out.decode(errors='replace').strip()[-1500:]}")
         return out.decode(errors="replace")

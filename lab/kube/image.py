@@ -188,6 +188,7 @@ async def run(report: Report, base: str, tag: str, clock: Clock) -> None:
             await _migrated(report, stage)
             await _started(report, stage)
             await _decided(report, stage)
+            await _small(report, stage)
             await _ended(report, stage)
         except Refused as error:
             report.failed("trial", str(error))
@@ -325,6 +326,22 @@ async def _decided(report: Report, stage: Stage) -> None:
         )
     else:
         report.failed("decide", f"an application is {outcome} after {took_s:.0f} s")
+
+
+_PEAK = "print([line for line in open('/proc/1/status') if line.startswith('VmHWM')][0].split()[1])"
+"""Prints how much memory process 1 had at most, KiB."""
+
+
+async def _small(report: Report, stage: Stage) -> None:
+    """Memory after an application, beside what the manifest allows: traffic needs the other half."""
+    wrong, said = [], []
+    for name in ORDER:
+        peak_mib = int(await stage.podman.inside(stage.container(name), _PEAK)) / 2**10
+        limit_mib = (await stage.podman.facts("container", stage.container(name)))["HostConfig"]["Memory"] / 2**20
+        said.append(f"{name} {peak_mib:.0f} of {limit_mib:.0f}")
+        if peak_mib > limit_mib / 2:
+            wrong.append(f"{name} has {peak_mib:.0f} MiB of {limit_mib:.0f} before there is any traffic")
+    report.judge("memory", wrong, f"at most, MiB: {', '.join(said)}")
 
 
 async def _ended(report: Report, stage: Stage) -> None:

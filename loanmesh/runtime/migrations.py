@@ -17,6 +17,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from loanmesh.runtime.errors import DependencyDown
 
 When = Literal["start", "check"]
+LOCK_S = 5.0
+"""How long a change of tables waits for those who use them. While it waits, all who come after it wait behind it."""
 
 
 class OldTables(DependencyDown):
@@ -37,7 +39,7 @@ def check(url: str, package: str) -> None:
     Newer ones pass: while a release rolls out, replicas of the one before start again beside its tables.
     """
     script = _script(package)
-    known = {revision.revision for revision in script.walk_revisions()}
+    known = _known(script)
 
     def compare(connection: Connection) -> None:
         context = MigrationContext.configure(connection, opts={"version_table": _version_table(package)})
@@ -49,20 +51,32 @@ def check(url: str, package: str) -> None:
                 f"{', '.join(script.get_heads())}: run `loanmesh migrate {service}`"
             )
 
+    # It only looks: a replica may start while a migration takes its time.
     _connected(url, compare)
 
 
-def upgrade(url: str, package: str, revision: str = "head") -> None:
-    """Bring the tables of `package` (e.g. `services.intake`) to `revision`. Must run outside an event loop."""
-    _run(url, package, lambda script, current: script._upgrade_revs(revision, current))
+def upgrade(url: str, package: str, revision: str = "head", *, lock_s: float = LOCK_S) -> None:
+    """Bring the tables of `package` (e.g. `services.intake`) to `revision`. Must run outside an event loop.
+
+    Changes all or nothing; tables of a newer release stay as they are. On PostgreSQL it fails where somebody uses a
+    table for longer than `lock_s`: try again.
+    """
+
+    def steps(script: ScriptDirectory, current: tuple[str, ...]) -> object:
+        # Tables of a newer release stay: whoever goes back to this one runs its migration again, too.
+        if not set(current) <= _known(script):
+            return []
+        return script._upgrade_revs(revision, current)  # type: ignore[arg-type]  # It takes all heads, whatever it says.
+
+    _run(url, package, steps, lock_s)
 
 
-def downgrade(url: str, package: str, revision: str = "base") -> None:
+def downgrade(url: str, package: str, revision: str = "base", *, lock_s: float = LOCK_S) -> None:
     """Take the tables of `package` back to `revision`."""
-    _run(url, package, lambda script, current: script._downgrade_revs(revision, current))
+    _run(url, package, lambda script, current: script._downgrade_revs(revision, current), lock_s)
 
 
-def _run(url: str, package: str, steps: object) -> None:
+def _run(url: str, package: str, steps: object, lock_s: float) -> None:
     script = _script(package)
     environment = EnvironmentContext(Config(), script, fn=lambda current, _: steps(script, current))  # type: ignore[operator]
 
@@ -71,7 +85,7 @@ def _run(url: str, package: str, steps: object) -> None:
         with environment, environment.begin_transaction():
             environment.run_migrations()
 
-    _connected(url, migrate)
+    _connected(url, migrate, lock_s)
 
 
 def _script(package: str) -> ScriptDirectory:
@@ -82,12 +96,20 @@ def _script(package: str) -> ScriptDirectory:
     return ScriptDirectory.from_config(config)
 
 
+def _known(script: ScriptDirectory) -> set[str]:
+    """Every revision up to this release."""
+    return {revision.revision for revision in script.walk_revisions()}
+
+
 def _version_table(package: str) -> str:
     return package.rsplit(".", 1)[-1] + "_version"
 
 
-def _connected(url: str, work: Callable[[Connection], None]) -> None:
-    """Do the work in one transaction, alone."""
+def _connected(url: str, work: Callable[[Connection], None], lock_s: float | None = None) -> None:
+    """Do the work in one transaction.
+
+    lock_s  how long it waits for a table; None for work that only looks, and need not be alone.
+    """
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         with _sqlite_engine(url).begin() as connection:
@@ -103,8 +125,10 @@ def _connected(url: str, work: Callable[[Connection], None]) -> None:
                 "postgresql+asyncpg://", poolclass=pool.NullPool, async_creator=lambda: asyncpg.connect(url)
             )
             async with engine.begin() as connection:
-                # Two replicas that start at once must not both create the tables.
-                await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('loanmesh-migrations'))")
+                if lock_s is not None:
+                    # Two replicas that start at once must not both create the tables.
+                    await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('loanmesh-migrations'))")
+                    await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(lock_s * 1000)}")
                 await connection.run_sync(work)
             await engine.dispose()
 

@@ -30,7 +30,7 @@ def opening(setting: str, url: str) -> Iterator[None]:
     except (OSError, sqlite3.Error, SQLAlchemyError, CommandError, DependencyDown, *_POSTGRES) as error:
         cause = _cause(error)
         text = f"{'the file' if is_file else 'the database'} cannot be opened: {_words(cause)}"
-        away = isinstance(cause, DependencyDown | asyncpg.CannotConnectNowError | asyncpg.TooManyConnectionsError)
+        away = isinstance(cause, _NOT_NOW)
         if is_file:
             away = isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause)
         if away or (isinstance(cause, OSError) and not is_file):
@@ -38,12 +38,19 @@ def opening(setting: str, url: str) -> Iterator[None]:
         raise WrongSetting(setting, text) from error
 
 
+_NOT_NOW = (
+    DependencyDown,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.LockNotAvailableError,
+)
 _POSTGRES = (asyncpg.PostgresError, asyncpg.InterfaceError)
+_SAID = (OSError, sqlite3.Error, CommandError, DependencyDown, *_POSTGRES)
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the driver said, below what SQLAlchemy wraps around it."""
-    while isinstance(error, SQLAlchemyError) and error.__cause__ is not None:
+    """What the driver said, below what SQLAlchemy and its adapter wrap around it."""
+    while not isinstance(error, _SAID) and error.__cause__ is not None:
         error = error.__cause__
     return error
 

@@ -13,8 +13,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ from tests.prometheus import Emitted, series
 FOLDER = Path("deploy/observability")
 CLOCK = SystemClock()
 HEALTHY = 40
+SPLIT = 40
+"""Traces of which each agent sees one half."""
+BALANCES = "name: loadbalancing"
+"""How a collector says that it has the load-balancing exporter, by its first name."""
 CHOSEN = "${env:LOGS_EXPORTER:-nop}"
 """Where an agent sends logs is its environment's choice, between these two."""
 RESOURCE = Resource.create(
@@ -78,7 +82,13 @@ def test_what_a_pipeline_uses_is_there_and_what_is_there_is_used(tier: str) -> N
 def test_the_tiers_fit_each_other() -> None:
     agent, gateway = config("agent"), config("gateway")
     assert agent["exporters"]["loadbalancing"]["routing_key"] == "traceID"
-    dns = agent["exporters"]["loadbalancing"]["resolver"]["dns"]
+    balancing = agent["exporters"]["loadbalancing"]
+    # What waits at the exporter of one gateway is lost with that gateway; what waits above goes to another.
+    assert balancing["sending_queue"]
+    assert balancing["retry_on_failure"]["enabled"]
+    assert not balancing["protocol"]["otlp"]["sending_queue"]["enabled"]
+    assert not balancing["protocol"]["otlp"]["retry_on_failure"]["enabled"]
+    dns = balancing["resolver"]["dns"]
     assert gateway["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rsplit(":")[-1] == dns["port"]
     policies = {policy["name"]: policy for policy in gateway["processors"]["tail_sampling"]["policies"]}
     said = re.search(r'^KEPT_FOR = .*\n"""Why the trace is kept: ([^.]*)\.', inspect.getsource(semconv), re.MULTILINE)
@@ -103,30 +113,38 @@ async def tiers(tmp_path: Path) -> AsyncIterator[tuple[str, str, Any]]:
     """Agent and gateway running: address of the agent, its page of metrics, and what came out behind the gateway."""
     collector = tool("LOANMESH_OTELCOL", "otelcol-contrib", "otelcol")
     ports = list(free_ports().values())
-    agent, gateway = config("agent"), config("gateway")
     parts = await asyncio.to_thread(_components, collector)
-    async with collecting() as behind:
-        _listen(agent, ports[0], ports[1])
-        agent["exporters"]["prometheus"]["endpoint"] = f"127.0.0.1:{ports[2]}"
-        # Its pods are looked up in a cluster, and there is none here.
-        del agent["processors"]["k8sattributes"]
-        for pipeline in (agent["service"]["pipelines"][name] for name in ("traces", "logs")):
-            pipeline["processors"].remove("k8sattributes")
-        _send_to(agent, "name: loadbalancing" in parts, ports[3])
-        if "name: nop" not in parts:
-            del agent["exporters"]["nop"], agent["service"]["pipelines"]["logs"]
-        _listen(gateway, ports[3], ports[4])
-        gateway["processors"]["tail_sampling"]["decision_wait"] = "1s"
-        gateway["exporters"]["otlp/traces"]["endpoint"] = behind.endpoint.removeprefix("http://")
-        gateway["processors"]["tail_sampling"]["policies"][-1]["probabilistic"]["sampling_percentage"] = 0
-        for loaded in (agent, gateway):
-            # Telemetry of the collectors themselves would want a fixed port.
-            loaded["service"]["telemetry"] = {"metrics": {"level": "none"}}
-        async with (
-            _running(collector, tmp_path / "gateway.yaml", gateway, ports[4]),
-            _running(collector, tmp_path / "agent.yaml", agent, ports[1]),
-        ):
-            yield f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[2]}/metrics", behind
+    async with (
+        collecting() as behind,
+        _running(collector, tmp_path / "gateway.yaml", _gateway(ports[3], ports[4], behind.endpoint), ports[4]),
+        _running(collector, tmp_path / "agent.yaml", _agent(ports[0], ports[1], ports[2], [ports[3]], parts), ports[1]),
+    ):
+        yield f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[2]}/metrics", behind
+
+
+def _agent(otlp: int, health: int, page: int, gateways: Sequence[int], parts: str) -> dict[str, Any]:
+    """The agent's configuration for loopback, and for a collector that has these parts."""
+    agent = config("agent")
+    _listen(agent, otlp, health)
+    agent["exporters"]["prometheus"]["endpoint"] = f"127.0.0.1:{page}"
+    # Its pods are looked up in a cluster, and there is none here.
+    del agent["processors"]["k8sattributes"]
+    for pipeline in (agent["service"]["pipelines"][name] for name in ("traces", "logs")):
+        pipeline["processors"].remove("k8sattributes")
+    _send_to(agent, BALANCES in parts, gateways)
+    if "name: nop" not in parts:
+        del agent["exporters"]["nop"], agent["service"]["pipelines"]["logs"]
+    return agent
+
+
+def _gateway(otlp: int, health: int, behind: str) -> dict[str, Any]:
+    """The gateway's configuration for loopback; it waits a second for a trace, and keeps none that is healthy."""
+    gateway = config("gateway")
+    _listen(gateway, otlp, health)
+    gateway["processors"]["tail_sampling"]["decision_wait"] = "1s"
+    gateway["exporters"]["otlp/traces"]["endpoint"] = behind.removeprefix("http://")
+    gateway["processors"]["tail_sampling"]["policies"][-1]["probabilistic"]["sampling_percentage"] = 0
+    return gateway
 
 
 def _components(collector: str) -> str:
@@ -136,15 +154,18 @@ def _components(collector: str) -> str:
 def _listen(loaded: dict[str, Any], otlp: int, health: int) -> None:
     loaded["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"] = f"127.0.0.1:{otlp}"
     loaded["extensions"]["health_check"]["endpoint"] = f"127.0.0.1:{health}"
+    # Telemetry of the collectors themselves would want a fixed port.
+    loaded["service"]["telemetry"] = {"metrics": {"level": "none"}}
 
 
-def _send_to(agent: dict[str, Any], balances: bool, gateway: int) -> None:
+def _send_to(agent: dict[str, Any], balances: bool, gateways: Sequence[int]) -> None:
     balancing = agent["exporters"].pop("loadbalancing")
     if balances:
-        balancing["resolver"] = {"static": {"hostnames": [f"127.0.0.1:{gateway}"]}}
+        # Names are asked in a cluster; here they would all have one port.
+        balancing["resolver"] = {"static": {"hostnames": [f"127.0.0.1:{gateway}" for gateway in gateways]}}
         agent["exporters"]["loadbalancing"] = balancing
     else:
-        agent["exporters"]["otlp/plain"] = {**balancing["protocol"]["otlp"], "endpoint": f"127.0.0.1:{gateway}"}
+        agent["exporters"]["otlp/plain"] = {**balancing["protocol"]["otlp"], "endpoint": f"127.0.0.1:{gateways[0]}"}
         agent["service"]["pipelines"]["traces"]["exporters"] = ["otlp/plain"]
 
 
@@ -182,8 +203,7 @@ async def test_traces_that_somebody_will_look_for_arrive_whole_and_the_healthy_a
     tiers: tuple[str, str, Any],
 ) -> None:
     agent, _, behind = tiers
-    provider = TracerProvider(resource=RESOURCE)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=agent, insecure=True)))
+    provider = _provider(agent)
     tracer = provider.get_tracer("test")
     for number in range(HEALTHY):
         with tracer.start_as_current_span("healthy"), tracer.start_as_current_span(f"part {number}"):
@@ -199,6 +219,48 @@ async def test_traces_that_somebody_will_look_for_arrive_whole_and_the_healthy_a
 
     await until(there, lambda: f"behind the gateway: {behind.spans}")
     assert "healthy" not in behind.spans
+
+
+async def test_spans_of_one_trace_from_two_nodes_meet_in_one_of_two_gateways(tmp_path: Path) -> None:
+    collector = tool("LOANMESH_OTELCOL", "otelcol-contrib", "otelcol")
+    parts = await asyncio.to_thread(_components, collector)
+    if BALANCES not in parts:
+        pytest.skip("this collector has no load-balancing exporter")
+    ports = iter([port for _ in range(3) for port in free_ports().values()])
+    gateways, agents = [next(ports), next(ports)], [next(ports), next(ports)]
+    async with AsyncExitStack() as running:
+        behind = [await running.enter_async_context(collecting()) for _ in gateways]
+        for number, (port, there) in enumerate(zip(gateways, behind, strict=True)):
+            health, file = next(ports), tmp_path / f"gateway-{number}.yaml"
+            loaded = _gateway(port, health, there.endpoint)
+            await running.enter_async_context(_running(collector, file, loaded, health))
+        for number, port in enumerate(agents):
+            health, file = next(ports), tmp_path / f"agent-{number}.yaml"
+            loaded = _agent(port, health, next(ports), gateways, parts)
+            await running.enter_async_context(_running(collector, file, loaded, health))
+        providers = [_provider(f"127.0.0.1:{port}") for port in agents]
+        tracers = [provider.get_tracer("test") for provider in providers]
+        for number in range(SPLIT):
+            # Only the second half is worth keeping: who does not see both keeps half a trace.
+            call, answer = f"call {number}", f"answer {number}"
+            with tracers[0].start_as_current_span(call), tracers[1].start_as_current_span(answer) as span:
+                span.set_status(StatusCode.ERROR, "UNAVAILABLE")
+        for provider in providers:
+            await asyncio.to_thread(provider.shutdown)
+
+        async def there_are_all() -> bool:
+            return sum(len(one.spans) for one in behind) >= 2 * SPLIT
+
+        await until(there_are_all, lambda: f"behind the gateways: {[sorted(one.spans) for one in behind]}")
+    met = [{name.split()[1] for name in one.spans} for one in behind]
+    assert all(met), "each gateway has its share"
+    assert not met[0] & met[1], "no trace went to both"
+
+
+def _provider(endpoint: str) -> TracerProvider:
+    provider = TracerProvider(resource=RESOURCE)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=True)))
+    return provider
 
 
 async def test_prometheus_sees_the_names_that_rules_are_written_in(tiers: tuple[str, str, Any]) -> None:

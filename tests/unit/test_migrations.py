@@ -38,6 +38,15 @@ def test_tables_of_a_newer_release_do_not(url: str) -> None:
     check(url, "services.intake")
 
 
+def test_whoever_goes_back_a_release_leaves_the_newer_tables_as_they_are(url: str) -> None:
+    upgrade(url, "services.intake")
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        connection.execute("UPDATE intake_version SET version_num = '9999'")
+    upgrade(url, "services.intake")
+    assert connection.execute("SELECT version_num FROM intake_version").fetchall() == [("9999",)]
+    connection.close()
+
+
 def test_tables_that_wait_for_their_migration_are_worth_another_start(url: str) -> None:
     with pytest.raises(NotReachable, match="INTAKE_DATABASE_URL: the tables"), opening("INTAKE_DATABASE_URL", url):
         check(url, "services.intake")
