@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from loanmesh.cli import connection
-from loanmesh.cli.answer import NEXT, Json, complaints, person, print_json
+from loanmesh.cli.answer import NEXT, Json, complaints, next_step, person, print_json
 from loanmesh.cli.codes import INTERRUPTED, UNREACHABLE
 from loanmesh.cli.folder import State, chosen
 from loanmesh.runtime.clock import Clock, SystemClock
@@ -57,6 +57,7 @@ def top(
             else:
                 console = person()
                 console.print(draw(shown, wide=console.width >= WIDE))
+                next_step(after(shown))
         else:
             shown = asyncio.run(_live(folder, address or [], every, clock))
     except KeyboardInterrupt as error:
@@ -77,12 +78,17 @@ async def _one(state: Path, addresses: Sequence[str], every_s: float, clock: Clo
 async def _live(state: Path, addresses: Sequence[str], every_s: float, clock: Clock) -> Picture:
     before = await look(state, addresses, clock)
     shown = picture(before, before)
-    with Live(draw(shown, wide=False), console=person(), auto_refresh=False, screen=False) as live:
+    console = person()
+
+    def drawn() -> Group:
+        return Group(draw(shown, wide=console.width >= WIDE), Text(f"{NEXT}{after(shown)}", style="dim"))
+
+    with Live(drawn(), console=console, auto_refresh=False, screen=False) as live:
         while any(row.state != "away" for row in shown.rows):
             await clock.sleep(every_s)
             after = await look(state, addresses, clock)
             shown, before = picture(before, after), after
-            live.update(draw(shown, wide=live.console.width >= WIDE), refresh=True)
+            live.update(drawn(), refresh=True)
     return shown
 
 
@@ -130,7 +136,6 @@ def draw(shown: Picture, *, wide: bool) -> Group:
     for step in shown.steps:
         at = where.get(step["at"], step["at"])
         parts.append(Text(f"without {step['step']} {step['subject']} at {at}: {step['cause']}", style="yellow"))
-    parts.append(Text(f"{NEXT}{_then(shown)}", style="dim"))
     return Group(*parts)
 
 
@@ -142,7 +147,8 @@ def _rest(one: dict[str, str | int | float]) -> Text:
     )
 
 
-def _then(shown: Picture) -> str:
+def after(shown: Picture) -> str:
+    """What a person may do next, by what is seen."""
     if shown.open:
         return "`loanmesh deps` shows the breakers, `loanmesh why-failed` who waits for them"
     return "`loanmesh why-failed` says what failed or waits; `loanmesh trace NAME` shows one application"
