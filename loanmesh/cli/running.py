@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import typer
 from rich.markup import escape
 
-from loanmesh.cli.answer import complaints
+from loanmesh.cli.answer import complaints, next_step
 from loanmesh.cli.codes import INTERRUPTED, REFUSED, UNREACHABLE
 
 T = TypeVar("T")
@@ -27,6 +27,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         complain.print(f"[red]refused[/] {error.code}: {escape(str(error))}")
         for field, rule in error.violations:
             complain.print(f"  {escape(field)}: {escape(rule)}")
+        if error.code == "NOT_FOUND":
+            next_step("`loanmesh list` shows what there is, --lender names another lender", aside=True)
         raise typer.Exit(REFUSED) from error
     except Overloaded as error:
         complain.print(f"[red]too busy[/]: {escape(str(error))}; send it again with the same --request-id")

@@ -57,7 +57,7 @@ def top(
             else:
                 console = person()
                 console.print(draw(shown, wide=console.width >= WIDE))
-                next_step(after(shown))
+                next_step(then(shown))
         else:
             shown = asyncio.run(_live(folder, address or [], every, clock))
     except KeyboardInterrupt as error:
@@ -81,7 +81,7 @@ async def _live(state: Path, addresses: Sequence[str], every_s: float, clock: Cl
     console = person()
 
     def drawn() -> Group:
-        return Group(draw(shown, wide=console.width >= WIDE), Text(f"{NEXT}{after(shown)}", style="dim"))
+        return Group(draw(shown, wide=console.width >= WIDE), Text(f"{NEXT}{then(shown)}", style="dim"))
 
     with Live(drawn(), console=console, auto_refresh=False, screen=False) as live:
         while any(row.state != "away" for row in shown.rows):
@@ -147,7 +147,7 @@ def _rest(one: dict[str, str | int | float]) -> Text:
     )
 
 
-def after(shown: Picture) -> str:
+def then(shown: Picture) -> str:
     """What a person may do next, by what is seen."""
     if shown.open:
         return "`loanmesh deps` shows the breakers, `loanmesh why-failed` who waits for them"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
+import pty
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -231,3 +233,19 @@ def test_every_command_says_what_to_do_next_to_people_and_not_to_machines(
     assert any(line.startswith(NEXT) for line in mesh.said)
     assert set(COMMANDS) - person.ran - set(ELSEWHERE) == set(), "commands that nobody runs here"
     assert person.ran.isdisjoint(ELSEWHERE)
+
+
+def test_top_shows_the_mesh_live_until_ctrl_c(mesh: Mesh) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "LOANMESH_STATE": str(mesh.state), "COLUMNS": "80", "TERM": "xterm"}
+    top = subprocess.Popen([*LOANMESH, "top", "--every", "0.2"], stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    said = b""
+    while said.count(NEXT.encode()) < 3:
+        assert top.poll() is None, said.decode()
+        said += os.read(ours, 4096)
+    top.send_signal(signal.SIGINT)
+    assert top.wait(30) == 130
+    os.close(ours)
+    assert b"127.0.0.1" in said
+    assert b"Traceback" not in said

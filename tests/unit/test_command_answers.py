@@ -33,7 +33,7 @@ def test_a_whole_name_says_whose_it_is_and_an_id_is_of_the_lender_that_is_meant(
     assert whole(ID, "lenders/other") == f"lenders/other/applications/{ID}"
 
 
-@pytest.mark.parametrize("given", ["", "lenders/demo", "lenders/demo/applications/", "a b"])
+@pytest.mark.parametrize("given", ["", "lenders/demo", "lenders/demo/applications/", "moon", NAME[:-1]])
 def test_what_is_no_name_is_told_before_anybody_is_called(given: str) -> None:
     done = CliRunner().invoke(app, ["get", given, "--address", "127.0.0.1:1"], env={"COLUMNS": "200"})
     assert done.exit_code == 2
