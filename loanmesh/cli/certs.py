@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +13,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.codes import FAILED, REFUSED
+
 if TYPE_CHECKING:
     from loanmesh.cli.authority import Authority
     from loanmesh.runtime.certificates import Material
 
-FAILED, USAGE, REFUSED = 1, 2, 4
-"""Exit codes, as everywhere in `loanmesh`."""
 certs = typer.Typer(no_args_is_help=True, help="Make, renew and look at certificates for services, clients, operators.")
 
 
@@ -31,7 +31,6 @@ def _default_folder() -> Path:
 Folder = Annotated[
     Path, typer.Option("--dir", envvar="LOANMESH_CERTS", help="Folder of the CA and all it issues.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -67,7 +66,8 @@ def init(
     _said(
         json_,
         {"ca": str(authority.bundle), "trust_domain": trust_domain},
-        f"made {authority.bundle}; its key beside it signs for all. Next: loanmesh certs issue service intake",
+        f"made {authority.bundle}; its key beside it signs for all",
+        f"`loanmesh certs issue service intake --dir {folder}`",
     )
 
 
@@ -108,7 +108,7 @@ def issue(
         use = f"{prefix}CERT_FILE={made}/tls.crt {prefix}KEY_FILE={made}/tls.key {prefix}CA_FILE={made}/ca.crt"
     else:
         use = f"LOANMESH_TLS_CA={made}/ca.crt LOANMESH_TLS_CERT={made}/tls.crt LOANMESH_TLS_KEY={made}/tls.key"
-    _said(json_, {"identity": identity, "folder": str(made)}, f"{identity} in {made}. Use it by: {use}")
+    _said(json_, {"identity": identity, "folder": str(made)}, f"{identity} in {made}", f"use it by `{use}`")
 
 
 @certs.command()
@@ -127,7 +127,8 @@ def renew(
             raise typer.BadParameter(f"nothing was issued to {', '.join(sorted(unknown))}", param_hint="NAMES")
         renewed = authority.renew(all_=all_, names=names or ())
     text = "\n".join(f"renewed {path}" for path in renewed) or "nothing needs it yet; --all renews all the same"
-    _said(json_, {"renewed": [str(path) for path in renewed]}, text)
+    then = "processes here pick it up within 10 s; `loanmesh certs show` tells until when each is valid"
+    _said(json_, {"renewed": [str(path) for path in renewed]}, text, then)
 
 
 @certs.command("rotate-ca")
@@ -145,8 +146,9 @@ def rotate_ca(
     _said(
         json_,
         {"ca": str(authority.bundle)},
-        "both CAs are believed now. Next, when all processes have looked (10 s; TLS__RELOAD_S), and ca.crt is with all"
-        " who are elsewhere: loanmesh certs renew --all",
+        "both CAs are believed now",
+        "when all processes have looked (10 s; TLS__RELOAD_S) and ca.crt is with all who are elsewhere: `loanmesh certs"
+        " renew --all`",
     )
 
 
@@ -158,7 +160,12 @@ def retire_ca(folder: Folder = _default_folder(), json_: Json = False) -> None: 
     """
     with _working(folder) as authority:
         dropped = authority.retire()
-    _said(json_, {"dropped": dropped}, "only the new CA is believed now" if dropped else "there was only one CA")
+    _said(
+        json_,
+        {"dropped": dropped},
+        "only the new CA is believed now" if dropped else "there was only one CA",
+        "`loanmesh certs show` tells until when each is valid",
+    )
 
 
 @certs.command()
@@ -188,19 +195,26 @@ def show(
     }
     rows.insert(0, ca)
     if json_:
-        print(json.dumps(rows))
+        print_json(rows)
     else:
         colours = {"valid": "green", "expires soon": "yellow", "expired": "red"}
         console = Console(highlight=False, soft_wrap=True)
         for one in rows:
             state = f"[{colours[str(one['state'])]}]{one['state']}[/]"
             console.print(f"{one['identity']}  {state} until {one['expires_at']}  [dim]{escape(str(one['path']))}[/]")
-        if any(one["state"] != "valid" for one in rows[1:]):
-            console.print("next: `loanmesh certs renew`, or `loanmesh certs renew --all`")
-        if ca["state"] != "valid":
-            console.print("next: `loanmesh certs rotate-ca`")
+        next_step(_then(ca, rows[1:]))
     if any(one["state"] != "valid" for one in rows):
         raise typer.Exit(FAILED)
+
+
+def _then(ca: Mapping[str, object], issued: Sequence[Mapping[str, object]]) -> str:
+    if ca["state"] != "valid":
+        return "`loanmesh certs rotate-ca`"
+    if any(one["state"] != "valid" for one in issued):
+        return "`loanmesh certs renew`, or `loanmesh certs renew --all`"
+    if not issued:
+        return "`loanmesh certs issue service intake`"
+    return "nothing; `loanmesh certs renew`, every hour, keeps it so"
 
 
 def _row(path: Path, material: Material, now: dt.datetime) -> dict[str, object]:
@@ -223,7 +237,7 @@ def _working(folder: Path) -> Iterator[Authority]:
     from loanmesh.runtime.certificates import BadCertificate
     from loanmesh.runtime.clock import SystemClock
 
-    complain = Console(stderr=True, highlight=False, soft_wrap=True)
+    complain = complaints()
     try:
         yield Authority(folder.resolve(), SystemClock().now)
     except CannotIssue as error:
@@ -237,8 +251,9 @@ def _working(folder: Path) -> Iterator[Authority]:
         raise typer.Exit(FAILED) from error
 
 
-def _said(json_: bool, answer: dict[str, object], text: str) -> None:
+def _said(json_: bool, answer: dict[str, object], text: str, then: str) -> None:
     if json_:
-        print(json.dumps(answer))
+        print_json(answer)
     else:
         Console(highlight=False, soft_wrap=True).print(escape(text))
+        next_step(then)

@@ -1,20 +1,24 @@
-"""How commands connect: the options about TLS, in one place, for all commands that talk to a process.
+"""How commands connect: the options about it, in one place, for all commands that talk to a process.
 
 A command that has an `--address` gets `--tls-ca`, `--tls-cert`, `--tls-key` and `--token-file` by itself, where its
-Typer is an `App`. Without them, the folder that LOANMESH_CERTS names is taken, as `loanmesh up --tls` tells it.
+Typer is an `App`. Without them, the folder that LOANMESH_CERTS names is taken, as `loanmesh up --tls` tells it. It gets
+`--state` too, where it has none: without an address, the mesh that `up` runs on that folder is meant.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
+
+from loanmesh.cli.folder import State, chosen
 
 if TYPE_CHECKING:
     import grpc
@@ -30,7 +34,11 @@ _OPTIONS = {
     "tls_key": ("--tls-key", "LOANMESH_TLS_KEY", "Its key, PEM."),
     "token_file": ("--token-file", "LOANMESH_TOKEN_FILE", "File with a token (JWT) that says who calls."),
 }
+Address = Annotated[
+    str, typer.Option(envvar="LOANMESH_ADDRESS", help="Address of intake; else that of the mesh that `up` runs.")
+]
 _given: contextvars.ContextVar[Mapping[str, Path | None]] = contextvars.ContextVar("given", default={})  # noqa: B039  Read only.
+_state: contextvars.ContextVar[Path] = contextvars.ContextVar("state", default=Path())
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 Role = Literal["client", "operator"]
@@ -51,17 +59,21 @@ class App(typer.Typer):
 
 
 def _connecting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same command, with the options about TLS where it has an address."""
+    """The same command, with the options about connecting where it has an address."""
     signature = inspect.signature(function, eval_str=True)
     if "address" not in signature.parameters:
         return function
+    has_state = "state" in signature.parameters
 
     @functools.wraps(function)
     def command(**options: Any) -> Any:
         _given.set({name: options.pop(name) for name in _OPTIONS})
+        _state.set(options["state"] if has_state else options.pop("state"))
         return function(**options)
 
     ours = [_parameter(name, *rest) for name, rest in _OPTIONS.items()]
+    if not has_state:
+        ours.append(inspect.Parameter("state", inspect.Parameter.KEYWORD_ONLY, default=Path(), annotation=State))
     whole = signature.replace(parameters=[*signature.parameters.values(), *ours])
     vars(command)["__signature__"] = whole
     command.__annotations__ = {name: one.annotation for name, one in whole.parameters.items()}
@@ -90,16 +102,27 @@ def security(role: Role) -> Security | None:
     return Security(ca, certificate, key, token)
 
 
-def client(address: str, **options: Any) -> Client:
-    """A client of intake, connected as the command was told. Ends with 2 where a file cannot be used."""
+async def intake(address: str) -> str:
+    """Where intake is: at the address that was named, else in the mesh that `up` runs, else at its usual port."""
+    from loanmesh.cli import processes
+
+    return address or await processes.intake(chosen(_state.get()))
+
+
+@contextlib.asynccontextmanager
+async def client(address: str, **options: Any) -> AsyncIterator[Client]:
+    """A client of intake (see `intake`), connected as the command was told. Ends with 2 where a file cannot be used."""
     from loanmesh.client import Client
 
     ours = security("client")
+    found = await intake(address)
     try:
-        return _usable(lambda: Client(address, security=ours, **options))
+        made = _usable(lambda: Client(found, security=ours, **options))
     except ValueError as error:
         hint = "--tls-ca" if ours is None else "--address"
         raise typer.BadParameter(str(error), param_hint=hint) from error
+    async with made:
+        yield made
 
 
 def channel(address: str) -> grpc.aio.Channel:

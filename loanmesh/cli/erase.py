@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,13 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh.cli import connection
+from loanmesh.cli.actor import Actor, who
+from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.codes import REFUSED, UNREACHABLE
+from loanmesh.cli.connection import Address
 
 if TYPE_CHECKING:
     from lending.intake.v1 import erasure_service_pb2 as pb
 
-USAGE, UNREACHABLE, REFUSED = 2, 3, 4
 CALL_S = 30.0
-INTAKE = "127.0.0.1:7401"
 
 
 def register(app: typer.Typer) -> None:
@@ -32,10 +33,10 @@ def erase(
         Path, typer.Option(help="File with the identity number and nothing else; - reads standard input.")
     ],
     lender: Annotated[str, typer.Option(envvar="LOANMESH_LENDER", help="The lender, lenders/NAME.")],
-    actor: Annotated[str, typer.Option(envvar=["LOANMESH_ACTOR", "USER"], help="Who orders it, for the log.")],
+    actor: Actor = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be erased.")] = False,
-    address: Annotated[str, typer.Option(envvar="LOANMESH_ADDRESS", help="Address of intake.")] = INTAKE,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    address: Address = "",
+    json_: Json = False,
 ) -> None:
     """Erase what is kept of a person or firm, and say what must be kept, until when and by which rule.
 
@@ -47,18 +48,20 @@ def erase(
     from google.protobuf import json_format
 
     number = _number(subject_file)
-    complain = Console(stderr=True, highlight=False, soft_wrap=True)
+    by = who(actor)
+    complain = complaints()
     try:
-        answer = asyncio.run(_ask(address, lender, number, actor, dry_run))
+        answer = asyncio.run(_ask(address, lender, number, by, dry_run))
     except grpc.aio.AioRpcError as error:
         away = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
         word = "not reachable" if away else f"refused {error.code().name}"
         complain.print(f"[red]{word}[/]: {escape(error.details() or '')}; nothing is lost by asking again")
         raise typer.Exit(UNREACHABLE if away else REFUSED) from None
     if json_:
-        print(json.dumps(json_format.MessageToDict(answer, always_print_fields_with_no_presence=True)))
+        print_json(json_format.MessageToDict(answer, always_print_fields_with_no_presence=True))
     else:
         _show(Console(highlight=False, soft_wrap=True), answer, dry_run)
+        next_step(_then(answer, dry_run))
 
 
 def _number(file: Path) -> str:
@@ -89,7 +92,7 @@ async def _ask(address: str, lender: str, number: str, actor: str, dry_run: bool
     request = pb.EraseSubjectRequest(
         parent=lender, identity=Identity(kind=kind, value=number), actor=actor, validate_only=dry_run
     )
-    async with connection.channel(address) as open_:
+    async with connection.channel(await connection.intake(address)) as open_:
         answer: pb.EraseSubjectResponse = await ErasureServiceStub(open_).EraseSubject(request, timeout=CALL_S)
         return answer
 
@@ -110,9 +113,15 @@ def _show(console: Console, answer: pb.EraseSubjectResponse, dry_run: bool) -> N
     if not answer.applications:
         console.print("no application of this subject is kept")
     console.print(f"{answer.answers_erased} cached answers of sources {would}erased")
-    if answer.more and not dry_run:
-        console.print("there may be more: run the same command again")
-    elif dry_run:
-        if answer.more:
-            console.print("there may be more than are shown")
-        console.print("nothing was changed; without --dry-run it is")
+
+
+def _then(answer: pb.EraseSubjectResponse, dry_run: bool) -> str:
+    from lending.intake.v1 import erasure_service_pb2 as pb
+
+    if dry_run:
+        return f"nothing was changed{', and there may be more' if answer.more else ''}; without --dry-run it is"
+    if answer.more:
+        return "there may be more: run the same command again"
+    if any(one.outcome == pb.EraseSubjectResponse.OUTCOME_KEPT for one in answer.applications):
+        return "tell who asked what is kept, until when and by which rule; docs/privacy.md"
+    return "nothing; tell who asked that it is done"

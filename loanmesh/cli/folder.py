@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 State = Annotated[
-    Path, typer.Option(envvar="LOANMESH_STATE", help="Folder of the mesh that `up` runs.", show_default=False)
+    Path,
+    typer.Option(
+        envvar="LOANMESH_STATE", help="Folder of the mesh that `up` runs: its databases and logs.", show_default=False
+    ),
 ]
 
 

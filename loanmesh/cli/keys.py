@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import json
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
@@ -13,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.codes import FAILED, REFUSED, UNREACHABLE, USAGE
 from loanmesh.runtime.clock import Clock, SystemClock
 from loanmesh.runtime.keys import (
     AHEAD_S,
@@ -32,12 +33,10 @@ if TYPE_CHECKING:
     from loanmesh.runtime.database import Database
     from services.intake.keeping import Keeping as IntakeKeeping
 
-FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
 ROWS = 200
 T = TypeVar("T")
 Service = Literal["intake", "bureau"]
 File = Annotated[Path, typer.Argument(help="The keys file, as INTAKE_PRIVACY__KEYS_FILE names it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Which = Annotated[Service, typer.Argument(help="Whose database: intake or bureau.")]
 State = Annotated[
     Path | None,
@@ -63,7 +62,8 @@ def new(file: File, json_: Json = False) -> None:
         _end(f"{file} cannot be made: {error.strerror or error}", FAILED)
     _print(read_ring(file), json_)
     if not json_:
-        _say(f"made {file} (0600). Keep a copy apart from the database: without it, what is stored cannot be read.")
+        _say(f"made {file} (0600)")
+        next_step("keep a copy apart from the database: without it, what is stored cannot be read")
 
 
 @app.command()
@@ -87,8 +87,11 @@ def rotate(
     _write(file, KeyRing(**sets))
     _print(read_ring(file), json_)
     if not json_:
-        _say(f"used from {at:%H:%M:%S} UTC on. `loanmesh keys reseal` moves what is stored at once, or wait: the")
-        _say("services do it by themselves. `loanmesh keys retire` takes old keys away when nothing needs them.")
+        _say(f"used from {at:%H:%M:%S} UTC on; the services then move what is stored by themselves")
+        next_step(
+            "`loanmesh keys use SERVICE` says how many rows still need the old ones, `loanmesh keys retire` takes"
+            " them away when none does"
+        )
 
 
 @app.command()
@@ -98,6 +101,10 @@ def show(file: File, json_: Json = False) -> None:
     Example: `loanmesh keys show var/intake-keys.json`
     """
     _print(_read(file), json_)
+    if not json_:
+        next_step(
+            f"`loanmesh keys use SERVICE` says how many rows need each; `loanmesh keys rotate {file}` adds newer ones"
+        )
 
 
 @app.command()
@@ -108,7 +115,7 @@ def reseal(service: Which, state: State = None, json_: Json = False) -> None:
     """
     moved, use = _run(_reseal(service, state, json_))
     if json_:
-        print(json.dumps({"moved": moved, "rows_by_key": use}))
+        print_json({"moved": moved, "rows_by_key": use})
         return
     _say(f"moved {moved}")
     _tell_use(use)
@@ -122,7 +129,7 @@ def use(service: Which, state: State = None, json_: Json = False) -> None:
     """
     found = _run(_use(service, state))
     if json_:
-        print(json.dumps(found))
+        print_json(found)
     else:
         _tell_use(found)
 
@@ -153,13 +160,14 @@ def retire(
     _write(file, KeyRing(**sets))
     _print(read_ring(file), json_)
     if not json_:
-        _say(f"{key_id} is gone from {file}; destroy its other copies too")
+        _say(f"{key_id} is gone from {file}")
+        next_step("destroy its other copies too")
 
 
 async def _reseal(service: Service, state: Path | None, json_: bool) -> tuple[int, dict[str, int]]:
     clock = SystemClock()
     database, keys = await _open(service, state, clock)
-    console = Console(stderr=True, highlight=False)
+    console = complaints()
     total = 0
     try:
         if service == "intake":
@@ -263,7 +271,7 @@ def _print(ring: KeyRing, json_: bool) -> None:
         _row(purpose, key, getattr(ring, purpose), now) for purpose in PURPOSES for key in getattr(ring, purpose).keys
     ]
     if json_:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     for row in rows:
         _say(f"{row['purpose']:8} {row['id']:32} from {row['current_from']}  {row['state']}")
@@ -277,7 +285,7 @@ def _row(purpose: str, key: Key, keys: KeySet, now: dt.datetime) -> Mapping[str,
 def _tell_use(found: Mapping[str, int]) -> None:
     for key, rows in sorted(found.items()):
         _say(f"{key or 'not sealed yet':32} {rows} rows")
-    _say("a key that is not named here is needed by no row: `loanmesh keys retire` takes it away")
+    next_step("a key that is not named here is needed by no row: `loanmesh keys retire` takes it away")
 
 
 def _say(text: str) -> None:
@@ -285,5 +293,5 @@ def _say(text: str) -> None:
 
 
 def _end(text: str, code: int) -> NoReturn:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(text)}[/]")
+    complaints().print(f"[red]{escape(text)}[/]")
     raise typer.Exit(code)

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 
+from loanmesh.cli.answer import Json, next_step, person, print_json
 from loanmesh.runtime.knobs import knobs
 from loanmesh.runtime.setting_file import SECTIONS
 from loanmesh.runtime.settings import ServiceSettings, load, prefix_of
 
-__all__ = ["SECTIONS", "Line", "in_force", "settings_class", "show"]
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(settings)
+
+
+def settings(
+    service: Annotated[str, typer.Argument(help="intake, bureau, scoring or pricing")],
+    json_: Json = False,
+) -> None:
+    """Print every setting of a service as a start from here would read it: name, value, what it does. Secrets masked.
+
+    Example: `loanmesh settings intake`
+    """
+    if service not in SECTIONS:
+        raise typer.BadParameter(f"must be one of {', '.join(SECTIONS)}")
+    lines = in_force(service)
+    if json_:
+        print_json([asdict(line) for line in lines])
+        return
+    show(person(), lines)
+    next_step(f"set what you mean to change in the environment, e.g. `export {lines[0].name}=...`, and start it again")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh.cli import connection
+from loanmesh.cli.actor import Actor, who
+from loanmesh.cli.answer import Json, next_step, person, print_json
+from loanmesh.cli.codes import REFUSED, UNREACHABLE
 from loanmesh.cli.folder import State, chosen
 
 if TYPE_CHECKING:
@@ -21,12 +23,12 @@ if TYPE_CHECKING:
     from lending.ops.v1 import ops_service_pb2 as pb
     from lending.ops.v1.ops_service_pb2_grpc import OpsServiceAsyncStub
 
-UNREACHABLE, REFUSED = 3, 4
-"""Exit codes, as everywhere in `loanmesh`."""
 CALL_S = 3.0
 """How long a process may take to answer; it waits for nobody to do so."""
 OVERRIDES = ("auto", "open", "closed")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a process, for machines.")]
+NEVER_CHANGED = "new"
+"""The cause of a breaker that is as it was when its process started."""
+_COLOURS = {"closed": "green", "half_open": "yellow"}
 Addresses = Annotated[
     list[str] | None,
     typer.Option("--address", help="A process to ask; may be repeated. Without it: all of the mesh that `up` runs."),
@@ -41,13 +43,16 @@ def register(app: typer.Typer) -> None:
 
 
 def status(address: Addresses = None, state: State = Path(), json_: Json = False) -> None:
-    """Show how each process is: loop lag, queues, backlog, and what it does without.
+    """Show how each process is: loop lag, queues, backlog, what rests until when, and what it does without.
 
     Example: `loanmesh status --address 127.0.0.1:7401 --json`
     """
     from lending.ops.v1 import ops_service_pb2 as pb
 
-    _show(address, state, json_, lambda stub: stub.GetStatus(pb.GetStatusRequest(), timeout=CALL_S), _print_status)
+    def ask(stub: OpsServiceAsyncStub) -> Awaitable[Message]:
+        return stub.GetStatus(pb.GetStatusRequest(), timeout=CALL_S)
+
+    _show(address, state, json_, ask, _print_status, _after_status)
 
 
 def deps(address: Addresses = None, state: State = Path(), json_: Json = False) -> None:
@@ -60,13 +65,13 @@ def deps(address: Addresses = None, state: State = Path(), json_: Json = False) 
     def ask(stub: OpsServiceAsyncStub) -> Awaitable[Message]:
         return stub.ListDependencies(pb.ListDependenciesRequest(), timeout=CALL_S)
 
-    _show(address, state, json_, ask, _print_dependencies)
+    _show(address, state, json_, ask, _print_dependencies, _after_dependencies)
 
 
 def override(
     dependency: Annotated[str, typer.Argument(help="Its name as `deps` shows it, e.g. court.")],
     to: Annotated[str, typer.Argument(help="open: pause it; closed: let all calls pass; auto: by the rules again.")],
-    actor: Annotated[str, typer.Option(envvar=["LOANMESH_ACTOR", "USER"], help="Who orders it.")],
+    actor: Actor = "",
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "",
     request_id: Annotated[str | None, typer.Option(help="Idempotency key; made when absent.")] = None,
     address: Annotated[
@@ -91,17 +96,19 @@ def override(
         name=f"dependencies/{dependency}",
         request_id=request_id or new_request_id(),
         override=dict(zip(OVERRIDES, values, strict=True))[to],
-        actor=actor,
+        actor=who(actor),
         reason=reason,
     )
 
     def show(console: Console, answer: pb.OverrideDependencyResponse) -> None:
         _print_dependencies(console, pb.ListDependenciesResponse(dependencies=[answer.dependency]))
 
-    _show(address, state, json_, lambda stub: stub.OverrideDependency(order, timeout=CALL_S), show, only_who_knows=True)
-    if not json_:
-        undo = "" if to == "auto" else f"`loanmesh override {dependency} auto` gives it back to its rules; "
-        Console(highlight=False).print(f"next: {undo}`loanmesh deps` shows how it goes")
+    def ask(stub: OpsServiceAsyncStub) -> Awaitable[Message]:
+        return stub.OverrideDependency(order, timeout=CALL_S)
+
+    undo = "" if to == "auto" else f"`loanmesh override {dependency} auto` gives it back to its rules; "
+    then = f"{undo}`loanmesh deps` shows how it goes"
+    _show(address, state, json_, ask, show, lambda _: then, only_who_knows=True)
 
 
 def _show(
@@ -110,11 +117,13 @@ def _show(
     json_: bool,
     ask: Callable[[OpsServiceAsyncStub], Awaitable[Message]],
     show: Callable[[Console, Any], None],
+    then: Callable[[Sequence[Any]], str],
     *,
     only_who_knows: bool = False,
 ) -> None:
     """Ask all at once and show each answer; ends with 3 where one did not answer, with 4 where one refused.
 
+    then            what to do next, by all answers.
     only_who_knows  where no process was named, leave out those that know nothing of what is asked for, unless all do.
     """
     import grpc
@@ -123,29 +132,34 @@ def _show(
     from loanmesh.cli import processes
 
     folder = chosen(state)
-    asked = list(addresses) if addresses else asyncio.run(processes.replicas(folder))
-    answers = dict(zip(asked, asyncio.run(_ask_all(asked, ask)), strict=True))
+    asked = dict.fromkeys(addresses, "") if addresses else asyncio.run(processes.replicas(folder))
+    answers = dict(zip(asked, asyncio.run(_ask_all(list(asked), ask)), strict=True))
     if only_who_knows and not addresses:
         unknown = {one for one, said in answers.items() if _is_unknown(said)}
         answers = {one: said for one, said in answers.items() if one not in unknown} or answers
-    console = Console(stderr=json_, highlight=False)
+    console = person(json_)
     code = 0
+    answered = []
     for address, answer in answers.items():
+        title = f"[bold]{address}[/]  {asked[address]}".rstrip()
         if not isinstance(answer, grpc.aio.AioRpcError):
+            answered.append(answer)
             if json_:
                 said = json_format.MessageToDict(answer, always_print_fields_with_no_presence=True)
-                print(json.dumps({"address": address, **said}, ensure_ascii=False))
+                print_json({"address": address, **said})
             else:
-                console.print(f"[bold]{address}[/]")
+                console.print(title)
                 show(console, answer)
         elif answer.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             details = answer.details() or ""
             hint = details if details.startswith("tls_") else "is the mesh up? --state or --address names it"
-            console.print(f"[bold]{address}[/]  [red]not reachable[/]; {escape(hint)}")
+            console.print(f"{title}  [red]not reachable[/]; {escape(hint)}")
             code = code or UNREACHABLE
         else:
-            console.print(f"[bold]{address}[/]  [red]refused[/] {answer.code().name}: {escape(answer.details() or '')}")
+            console.print(f"{title}  [red]refused[/] {answer.code().name}: {escape(answer.details() or '')}")
             code = REFUSED
+    if answered and not json_:
+        next_step(then(answered))
     if code:
         raise typer.Exit(code)
 
@@ -183,38 +197,78 @@ def _print_status(console: Console, answer: pb.GetStatusResponse) -> None:
     for queue in answer.queues:
         console.print(f"  queue      {queue.name} {queue.length} of {queue.limit}")
     if answer.HasField("backlog"):
-        console.print(f"  backlog    {answer.backlog} applications")
+        console.print(f"  backlog    {answer.backlog} due now")
+    for rest in answer.resting:
+        console.print(
+            f"  [yellow]resting[/]    {rest.applications} wait for {escape(rest.waiting_for)}, tried again from"
+            f" {time_of(rest.retry_time)} on"
+        )
     for step in answer.degradations:
         console.print(
             f"  [yellow]without[/]    {step.step} {step.subject} since {time_of(step.start_time)}: {escape(step.cause)}"
         )
 
 
+def _after_status(answers: Sequence[pb.GetStatusResponse]) -> str:
+    if any(one.backlog or one.resting or one.degradations for one in answers):
+        return "`loanmesh why-failed --since 10m` says what they wait for; `loanmesh deps` shows the breakers"
+    return "nothing waits; `loanmesh top` shows the traffic live, `loanmesh deps` whom each process depends on"
+
+
 def _print_dependencies(console: Console, answer: pb.ListDependenciesResponse) -> None:
-    from loanmesh.cli.show import table, time_of
+    from loanmesh.cli.show import table
 
-    rows = [_row(dependency, time_of) for dependency in answer.dependencies]
-    if rows:
-        columns = ("dependency", "breaker", "since", "in use", "waiting", "calls", "failed", "busy", "refused", "cause")
-        console.print(table("", columns, rows))
-    else:
+    if not answer.dependencies:
         console.print("  depends on nobody")
+        return
+    columns = ("  dependency", "breaker", "in use", "waiting", "calls", "failed", "busy", "refused")
+    console.print(table("", columns, [_row(one) for one in answer.dependencies], words=2))
+    for one in answer.dependencies:
+        if one.breaker_cause != NEVER_CHANGED:
+            console.print(f"  {_id(one)}: {_breaker_words(one)}")
 
 
-def _row(one: pb.Dependency, time_of: Callable[[Any], str]) -> tuple[object, ...]:
-    from lending.ops.v1 import ops_service_pb2 as pb
-
-    state = pb.BreakerState.Name(one.breaker_state).removeprefix("BREAKER_STATE_").lower()
-    colour = {"closed": "green", "half_open": "yellow"}.get(state, "red")
+def _row(one: pb.Dependency) -> tuple[object, ...]:
+    state = _breaker(one)
     return (
-        one.name.removeprefix("dependencies/"),
-        f"[{colour}]{state}[/]",
-        time_of(one.breaker_change_time),
+        f"  {_id(one)}",
+        f"[{_COLOURS.get(state, 'red')}]{state}[/]",
         f"{one.in_use}/{one.in_use_limit}",
         f"{one.waiting}/{one.waiting_limit}",
         one.calls,
         one.failures,
         one.overloads,
         one.refusals,
-        escape(one.breaker_cause),
     )
+
+
+def _breaker_words(one: pb.Dependency) -> str:
+    """State, since when, why, and when a call has a chance again."""
+    from loanmesh.cli.show import time_of
+
+    again = f"; tried again at {time_of(one.retry_time)}" if one.HasField("retry_time") else ""
+    return f"{_breaker(one)} since {time_of(one.breaker_change_time)}: {escape(one.breaker_cause)}{again}"
+
+
+def _after_dependencies(answers: Sequence[pb.ListDependenciesResponse]) -> str:
+    from lending.ops.v1 import ops_service_pb2 as pb
+
+    every = [one for answer in answers for one in answer.dependencies]
+    for one in every:
+        if _breaker(one).startswith("forced"):
+            return f"`loanmesh override {_id(one)} auto` gives {_id(one)} back to its rules, once it is well"
+    for one in every:
+        if _breaker(one) != "closed":
+            page = "bureau-down" if one.kind == pb.Dependency.KIND_SOURCE else "hop-failing"
+            return f"`loanmesh why-failed --since 10m` shows who waits for {_id(one)}; docs/runbooks/{page}.md"
+    return "all breakers let calls through; `loanmesh top` shows the traffic live"
+
+
+def _id(one: pb.Dependency) -> str:
+    return one.name.removeprefix("dependencies/")
+
+
+def _breaker(one: pb.Dependency) -> str:
+    from lending.ops.v1 import ops_service_pb2 as pb
+
+    return pb.BreakerState.Name(one.breaker_state).removeprefix("BREAKER_STATE_").lower()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -13,22 +12,22 @@ from rich.console import Console
 from rich.markup import escape
 
 from loanmesh.cli import connection
+from loanmesh.cli.actor import Actor, who
+from loanmesh.cli.answer import Json, complaints, next_step, person, print_json
+from loanmesh.cli.application_name import DEMO_LENDER, Lender, Name, short, whole
+from loanmesh.cli.codes import REFUSED, UNREACHABLE
+from loanmesh.cli.connection import Address
 
 if TYPE_CHECKING:
     from lending.intake.v1 import parking_service_pb2 as pb
     from lending.intake.v1.parking_service_pb2_grpc import ParkingServiceAsyncStub
 
-FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
-"""Exit codes, as everywhere in `loanmesh`."""
 CALL_S = 10.0
 """How long intake may take to answer: it reads and writes its store to do so."""
 A_CALL = 100
 """Most applications that one call sets going."""
 T = TypeVar("T")
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Address = Annotated[str, typer.Option(envvar="LOANMESH_ADDRESS", help="Address of intake.")]
 Cause = Annotated[str, typer.Option(help="Only those of this cause, as `list` shows it, e.g. scoring_error.")]
-INTAKE = "127.0.0.1:7401"
 
 commands = connection.App(no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -43,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 @commands.command("list")
-def list_(address: Address = INTAKE, cause: Cause = "", json_: Json = False) -> None:
+def list_(address: Address = "", cause: Cause = "", json_: Json = False) -> None:
     """List what is parked, longest first: stage, cause, error type, trace.
 
     Example: `loanmesh parked list --cause scoring_error`
@@ -51,25 +50,29 @@ def list_(address: Address = INTAKE, cause: Cause = "", json_: Json = False) -> 
     from google.protobuf import json_format
 
     found = _run(address, lambda stub: _collect(_parked(stub, cause)))
-    console = Console(stderr=json_, highlight=False)
+    console = person(json_)
     if json_:
         for one in found:
-            print(json.dumps(json_format.MessageToDict(one), ensure_ascii=False))
+            print_json(json_format.MessageToDict(one))
         return
     if not found:
         of_cause = f" with cause {escape(cause)}" if cause else ""
-        console.print(f"[green]nothing is parked[/]{of_cause}; nothing to do")
+        console.print(f"[green]nothing is parked[/]{of_cause}")
+        next_step("nothing; `loanmesh why-failed` says what else went wrong lately")
         return
     _print_table(console, found)
-    console.print("Next: `loanmesh parked show NAME` tells one's history; `loanmesh trace NAME` shows where it broke.")
     (most, _), *_ = Counter(one.cause for one in found).most_common(1)
-    console.print(f'Once mended: `loanmesh parked release --all --cause {most} --reason "what was mended"`.')
+    next_step(
+        f"`loanmesh trace {short(found[0].name)}` shows where the first broke; once that is mended"
+        f' `loanmesh parked release --all --cause {most} --reason "what was mended"`'
+    )
 
 
 @commands.command()
 def show(
-    name: Annotated[str, typer.Argument(help="The application, lenders/NAME/applications/ID, or its ID.")],
-    address: Address = INTAKE,
+    name: Name,
+    address: Address = "",
+    lender: Lender = DEMO_LENDER,
     json_: Json = False,
 ) -> None:
     """Show one parked application: why it is parked, its trace, and all that happened to it.
@@ -80,24 +83,26 @@ def show(
     from lending.intake.v1 import intake_service_pb2 as intake
     from lending.intake.v1.intake_service_pb2_grpc import IntakeServiceStub
 
+    wanted = whole(name, lender)
+
     async def look(
         stub: ParkingServiceAsyncStub, channel: Any
     ) -> tuple[pb.ParkedApplication | None, list[intake.Event]]:
         async for one in _parked(stub, ""):
-            if name in (one.name, one.name.rsplit("/", 1)[1]):
+            if one.name == wanted:
                 request = intake.ListEventsRequest(parent=one.name, page_size=1000)
                 told = await IntakeServiceStub(channel).ListEvents(request, timeout=CALL_S)
                 return one, list(told.events)
         return None, []
 
     one, events = _run(address, look, with_channel=True)
-    console = Console(stderr=json_, highlight=False)
+    console = person(json_)
     if one is None:
-        console.print(f"[red]{escape(name)} is not parked[/]; `loanmesh get {escape(name)}` tells how it stands")
+        complaints().print(f"[red]{escape(name)} is not parked[/]; `loanmesh get {escape(name)}` tells how it stands")
         raise typer.Exit(REFUSED)
     if json_:
         said = {**json_format.MessageToDict(one), "events": [json_format.MessageToDict(event) for event in events]}
-        print(json.dumps(said, ensure_ascii=False))
+        print_json(said)
         return
     _print_table(console, [one])
     for event in events:
@@ -105,17 +110,23 @@ def show(
 
         details = ", ".join(f"{key}={value}" for key, value in sorted(event.details.items()) if value)
         console.print(f"  {time_of(event.event_time)}  {event.kind:<12} {escape(details)}")
-    console.print(f"Next: `loanmesh trace {one.name}`; once mended `loanmesh parked release {one.name} --reason ...`.")
+    next_step(
+        f"`loanmesh trace {short(one.name)}` shows where it broke; once that is mended"
+        f' `loanmesh parked release {short(one.name)} --reason "what was mended"`'
+    )
 
 
 @commands.command()
 def release(
-    names: Annotated[list[str] | None, typer.Argument(help="Applications, lenders/NAME/applications/ID.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Applications: lenders/NAME/applications/ID, or IDs alone.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why, e.g. what was mended; written into each history.")] = "",
     all_: Annotated[bool, typer.Option("--all", help="All that are parked, or all of --cause.")] = False,
     cause: Cause = "",
-    actor: Annotated[str, typer.Option(envvar=["LOANMESH_ACTOR", "USER"], help="Who orders it.")] = "",
-    address: Address = INTAKE,
+    actor: Actor = "",
+    address: Address = "",
+    lender: Lender = DEMO_LENDER,
     request_id: Annotated[str | None, typer.Option(help="Idempotency key; made when absent.")] = None,
     json_: Json = False,
 ) -> None:
@@ -129,20 +140,21 @@ def release(
         raise typer.BadParameter("name applications, or say --all (with --cause for some)", param_hint="NAMES")
     if cause and not all_:
         raise typer.BadParameter("goes with --all", param_hint="--cause")
-    for option, value in (("--reason", reason), ("--actor", actor)):
-        if not value.strip():
-            raise typer.BadParameter("is written into the history: say it", param_hint=option)
+    if not reason.strip():
+        raise typer.BadParameter("is written into the history: say it", param_hint="--reason")
+    by = who(actor)
+    named = [whole(name, lender) for name in names or ()]
     key = request_id or new_request_id()
 
     async def go(stub: ParkingServiceAsyncStub) -> list[pb.ReleaseApplicationsResponse.Result]:
         from lending.intake.v1 import parking_service_pb2 as pb
 
         # All names first: what is released may be parked again before the last page is read.
-        chosen = list(names or []) or [one.name for one in await _collect(_parked(stub, cause))]
+        chosen = named or [one.name for one in await _collect(_parked(stub, cause))]
         results: list[pb.ReleaseApplicationsResponse.Result] = []
         for start in range(0, len(chosen), A_CALL):
             request = pb.ReleaseApplicationsRequest(
-                names=chosen[start : start + A_CALL], request_id=key, actor=actor, reason=reason
+                names=chosen[start : start + A_CALL], request_id=key, actor=by, reason=reason
             )
             results += (await stub.ReleaseApplications(request, timeout=CALL_S)).results
         return results
@@ -152,14 +164,16 @@ def release(
     if json_:
         for result in results:
             error = {"error": result.error.message} if result.HasField("error") else {}
-            print(json.dumps({"name": result.name, "released": not error, **error}, ensure_ascii=False))
+            print_json({"name": result.name, "released": not error, **error})
     else:
         console = Console(highlight=False, soft_wrap=True)
         for result in refused:
             console.print(f"[red]not released[/] {escape(result.name)}: {escape(result.error.message)}")
         console.print(f"[green]released {len(results) - len(refused)}[/] of {len(results)}")
         if len(results) > len(refused):
-            console.print("Next: `loanmesh parked list` in a minute or two: what breaks again is parked again.")
+            next_step("`loanmesh parked list` in a minute or two: what breaks again is parked again")
+        else:
+            next_step("`loanmesh parked list` shows what is parked")
     if refused:
         raise typer.Exit(REFUSED)
 
@@ -188,19 +202,23 @@ def _run(address: str, ask: Callable[..., Coroutine[Any, Any, T] | Awaitable[T]]
     from lending.intake.v1.parking_service_pb2_grpc import ParkingServiceStub
 
     async def work() -> T:
-        async with connection.channel(address) as channel:
+        async with connection.channel(await connection.intake(address)) as channel:
             stub = ParkingServiceStub(channel)
             return await (ask(stub, channel) if with_channel else ask(stub))
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = complaints()
+    where = address or "intake"
     try:
         return asyncio.run(work())
     except OSError as error:  # TLS is spoken, and it could not be asked who it is.
-        console.print(f"[red]not reachable[/]: {address}: {escape(str(error))}; is the mesh up?")
+        console.print(f"[red]not reachable[/]: {where}: {escape(str(error))}; is the mesh up?")
         raise typer.Exit(UNREACHABLE) from error
     except grpc.aio.AioRpcError as error:
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            console.print(f"[red]not reachable[/]: {address}; is the mesh up? --address names another intake")
+            console.print(
+                f"[red]not reachable[/]: {where}; is the mesh up? `loanmesh up` starts one, --state or --address names"
+                " another"
+            )
             raise typer.Exit(UNREACHABLE) from error
         console.print(f"[red]refused[/] {error.code().name}: {escape(error.details() or '')}")
         raise typer.Exit(REFUSED) from error

@@ -17,14 +17,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.codes import FAILED, USAGE
+
 if TYPE_CHECKING:
     from loanmesh.promotion.capacity import Capacity
     from loanmesh.promotion.file import Promotion
     from loanmesh.promotion.plan import Plan
     from loanmesh.promotion.simulate import Replayed
 
-FAILED, USAGE = 1, 2
-"""Exit codes, as everywhere in `loanmesh`."""
 OVERLAY = "deploy/k8s/overlays/promotion"
 promotion_app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +39,6 @@ Scale = Annotated[float, typer.Option(help="Multiplies all arrivals that the fil
 QuotaOption = Annotated[
     list[str] | None, typer.Option("--quota", help="As if SOURCE granted so many queries a second: tax=2000.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 
 
 class ScalingWord(StrEnum):
@@ -73,13 +73,16 @@ def plan(
         promotion, made = _plan(file, scale, quota, capacity)
     written = _write(console, out, promotion, made, file) if out else None
     if json_:
-        print(json.dumps({"holds": made.holds, **_plain(made), "written": str(written) if written else None}))
+        print_json({"holds": made.holds, **_plain(made), "written": str(written) if written else None})
     _say_plan(console, promotion, made)
     if made.holds:
         console.print(f"[green]the plan holds[/]: 99 of 100 are decided within {_seconds(made.decided_within_s)}")
     for problem in made.problems:
         console.print(f"[red]does not hold[/]: {problem.what}\n  {problem.do}")
-    console.print(_next_after_plan(file, written, promotion, made))
+    if written:
+        console.print(f"wrote {escape(str(written))}")
+    if not json_:
+        next_step(_next_after_plan(file, written, promotion, made))
     if not made.holds:
         raise typer.Exit(FAILED)
 
@@ -131,13 +134,14 @@ def simulate(
     if picture:
         _draw(console, picture, promotion, replayed, how)
     if json_:
-        print(json.dumps(_replayed_as_json(promotion, made, replayed)))
+        print_json(_replayed_as_json(promotion, made, replayed))
     _say_replayed(console, promotion, made, replayed, how)
     if picture:
         console.print(f"drawn: {escape(str(picture))}")
     for problem in replayed.problems:
         console.print(f"[red]does not hold[/]: {problem}")
-    console.print(_next_after_replay(file, promotion, made, replayed, scale, planned))
+    if not json_:
+        next_step(_next_after_replay(file, promotion, made, replayed, scale, planned))
     if not replayed.holds:
         raise typer.Exit(FAILED)
 
@@ -154,7 +158,7 @@ def capacity(
     """
     from loanmesh.promotion.capacity import SERVICES, as_yaml, from_bench
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = complaints()
     with _usable(console):
         found = from_bench(bench)
     text = as_yaml(found)
@@ -166,10 +170,12 @@ def capacity(
         print(text, end="")
     rates = ", ".join(f"{name} {found.a_second(name, 1.0):,.0f}" for name in SERVICES)
     console.print(f"one replica, a second, cold: {rates}")
-    console.print(
-        f"next: loanmesh promotion plan FILE --capacity {escape(str(out or 'CAPACITY.yaml'))}; and the same figures for"
-        " KEDA's scaler: loanmesh settings intake shows INTAKE_SCALER__*"
-    )
+    if not json_:
+        next_step(
+            f"`loanmesh promotion plan FILE --capacity {out or 'CAPACITY.yaml'}`; and the same figures for KEDA's"
+            " scaler: `loanmesh settings intake` shows INTAKE_SCALER__*",
+            aside=True,
+        )
 
 
 # --- Reading ---
@@ -330,34 +336,33 @@ def _say_replayed(console: Console, promotion: Promotion, made: Plan, replayed: 
 
 
 def _next_after_plan(file: Path, written: Path | None, promotion: Promotion, made: Plan) -> str:
-    name = escape(str(file))
+    name = str(file)
     if not made.holds:
-        return "next: do that, or try what if: --quota SOURCE=NUMBER, --scale 0.5; then plan again"
+        return "do that, or try what if: --quota SOURCE=NUMBER, --scale 0.5; then plan again"
     if written is None:
-        return f"next: loanmesh promotion simulate {name}; then plan again with --out {OVERLAY}/plan"
+        return f"`loanmesh promotion simulate {name}`; then plan again with --out {OVERLAY}/plan"
     day = promotion.start - dt.timedelta(days=1)
     return (
-        f"wrote {escape(str(written))}\n"
-        f"next: loanmesh promotion simulate {name}; kubectl diff -k {OVERLAY}; on {day:%Y-%m-%d}: kubectl apply -k"
-        f" {OVERLAY}; the day after the end: kubectl apply -k deploy/k8s/overlays/production"
+        f"`loanmesh promotion simulate {name}`; `kubectl diff -k {OVERLAY}`; on {day:%Y-%m-%d} `kubectl apply -k"
+        f" {OVERLAY}`; the day after the end `kubectl apply -k deploy/k8s/overlays/production`"
     )
 
 
 def _next_after_replay(
     file: Path, promotion: Promotion, made: Plan, replayed: Replayed, scale: float, planned: bool
 ) -> str:
-    name = escape(str(file))
+    name = str(file)
     if not replayed.holds and not planned:
-        return f"next: loanmesh promotion simulate {name}, with the plan"
+        return f"`loanmesh promotion simulate {name}`, with the plan"
     if not replayed.holds:
         ways = [problem.do for problem in made.problems] or [
             f"lower utilisation below {promotion.utilisation:g}, so that more replicas are planned",
             "raise decide_within_s",
         ]
-        return "next: " + "; or ".join(ways)
+        return "; or ".join(ways)
     if scale != 1.0:
-        return f"next: put what you expect into {name}, then loanmesh promotion plan {name} --out {OVERLAY}/plan"
-    return f"next: loanmesh promotion plan {name} --out {OVERLAY}/plan"
+        return f"put what you expect into {name}, then `loanmesh promotion plan {name} --out {OVERLAY}/plan`"
+    return f"`loanmesh promotion plan {name} --out {OVERLAY}/plan`"
 
 
 def _clock(promotion: Promotion, at_s: float, *, whole: bool = False) -> str:

@@ -6,8 +6,8 @@ import importlib
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from loanmesh.cli.answer import complaints, next_step
 from loanmesh.runtime.setting_file import SECTIONS
 
 WITH_TABLES = ("intake", "bureau")
@@ -42,7 +42,8 @@ def migrate(service: Annotated[str, typer.Argument(help="intake or bureau")]) ->
         url = settings.database_url.get_secret_value()
         with opening(f"{service.upper()}_DATABASE_URL", url):
             upgrade(url, f"services.{service}")
-    Console(stderr=True, highlight=False).print(f"{service}: tables are up to date; its replicas may start")
+    complaints().print(f"{service}: tables are up to date; its replicas may start")
+    next_step(f"`loanmesh serve {service}` starts one", aside=True)
 
 
 def register(app: typer.Typer) -> None:

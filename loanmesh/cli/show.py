@@ -142,9 +142,24 @@ def replay(console: Console, answer: pb.ReplayDecisionResponse) -> None:
     console.print(f"  model {model}, policy {policy}")
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """A small table."""
-    made = Table(*columns, title=title, title_justify="left", box=None, header_style="bold")
+def history(console: Console, answer: pb.ListEventsResponse) -> None:
+    """What happened, oldest first, and whether the record is intact."""
+    rows = [
+        (time_of(e.event_time), e.kind, ", ".join(f"{k}={v}" for k, v in sorted(e.details.items()) if v), e.actor)
+        for e in answer.events
+    ]
+    console.print(table("", ("when", "what", "details", "by"), rows))
+    console.print("[green]record intact[/]" if answer.chain_intact else "[red]the record was changed[/]")
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], *, words: int = 99) -> Table:
+    """A small table. Where it is too wide for the terminal, cells wrap, and nothing is ever cut.
+
+    words  how many columns hold words; those after them hold numbers, which stand to the right.
+    """
+    made = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for index, name in enumerate(columns):
+        made.add_column(name, justify="left" if index < words else "right", overflow="fold")
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made

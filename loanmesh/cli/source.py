@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from loanmesh.cli.answer import Json, complaints, next_step, person, print_json
+from loanmesh.cli.codes import UNREACHABLE, USAGE
 from loanmesh.cli.folder import State, chosen
 
-USAGE, UNREACHABLE = 2, 3
 CALL_S = 3.0
 USUAL: dict[str, object] = {
     "dead": False, "hang": False, "garbage": False, "error_rate": 0.0, "latency_ms": 5.0, "jitter_ms": 2.0,
@@ -37,13 +37,13 @@ def source(
     name: Annotated[str, typer.Argument(help="A source, as `deps` shows it (court, tax ...), or `all`.")] = "",
     trouble: Annotated[str, typer.Argument(help=f"{', '.join(TROUBLES)}, or a latency, e.g. 800ms.")] = "",
     state: State = Path(),
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    json_: Json = False,
 ) -> None:
     """Break a source of the sandbox, or mend it; without arguments, show how each is.
 
     Example: `loanmesh source court dead`, and later `loanmesh source court well`
     """
-    console = Console(stderr=json_, highlight=False)
+    console = complaints()
     change = _change(trouble) if trouble else None
     if change is None and trouble:
         console.print(f"[red]TROUBLE[/] must be {', '.join(TROUBLES)} or a latency like 800ms, not {escape(trouble)!r}")
@@ -58,15 +58,25 @@ def source(
         raise typer.Exit(USAGE)
     faults: dict[str, dict[str, Any]] = json.loads(said)
     if json_:
-        print(json.dumps(faults))
+        print_json(faults)
         return
     for one, fault in sorted(faults.items()):
         wrong = ", ".join(_words(key, value) for key, value in fault.items() if value != USUAL.get(key, value))
-        console.print(f"{one:16} {f'[red]{wrong}[/]' if wrong else '[green]well[/]'}")
+        person().print(f"{one:16} {f'[red]{wrong}[/]' if wrong else '[green]well[/]'}")
+    next_step(_then(name, trouble, faults))
+
+
+def _then(name: str, trouble: str, faults: dict[str, dict[str, Any]]) -> str:
     if trouble == "well":
-        console.print("next: what waited is decided within half a minute: `loanmesh list --filter 'state = PENDING'`")
-    elif trouble:
-        console.print("next: `loanmesh deps` shows its breaker, `loanmesh why-failed` who waits for it")
+        return "what waited is decided within half a minute: `loanmesh list --filter 'state = PENDING'`"
+    if trouble:
+        return (
+            "`loanmesh deps` shows its breaker, `loanmesh why-failed` who waits for it: who was asked about lately is"
+            f" decided from cached answers. `loanmesh source {name} well` mends it"
+        )
+    if any(value != USUAL.get(key, value) for fault in faults.values() for key, value in fault.items()):
+        return "`loanmesh source all well` mends all"
+    return "`loanmesh source court dead` breaks one"
 
 
 def _words(fault: str, value: object) -> str:

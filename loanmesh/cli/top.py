@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import datetime as dt
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
 from loanmesh.cli import connection
+from loanmesh.cli.answer import NEXT, Json, complaints, next_step, person, print_json
+from loanmesh.cli.codes import INTERRUPTED, UNREACHABLE
 from loanmesh.cli.folder import State, chosen
 from loanmesh.runtime.clock import Clock, SystemClock
 from loanmesh.seeing.rates import Look, Picture, Row, picture
 
-UNREACHABLE, INTERRUPTED = 3, 130
 CALL_S = 2.0
 """How long a process may take to answer before it counts as away."""
+WIDE = 105
+"""Columns from which on replicas have their long names, as logs and traces name them."""
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +41,7 @@ def top(
     ] = None,
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2, max=60)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="One picture, then end; so too where output is piped.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One picture as JSON for machines.")] = False,
+    json_: Json = False,
 ) -> None:
     """Show the mesh as it works, refreshed each second: what comes in, what is decided, errors, latency, breakers.
 
@@ -50,16 +53,19 @@ def top(
         if json_ or once or not sys.stdout.isatty():
             shown = asyncio.run(_one(folder, address or [], every, clock))
             if json_:
-                print(json.dumps(asdict(shown), ensure_ascii=False))
+                print_json(asdict(shown))
             else:
-                Console(highlight=False).print(draw(shown))
+                console = person()
+                console.print(draw(shown, wide=console.width >= WIDE))
+                next_step(then(shown))
         else:
             shown = asyncio.run(_live(folder, address or [], every, clock))
     except KeyboardInterrupt as error:
         raise typer.Exit(INTERRUPTED) from error
     if all(row.state == "away" for row in shown.rows):
-        complain = Console(stderr=True, highlight=False)
-        complain.print("[red]not reachable[/]: is the mesh up? `loanmesh up` starts one, --state or --address names it")
+        complaints().print(
+            "[red]not reachable[/]: is the mesh up? `loanmesh up` starts one, --state or --address names it"
+        )
         raise typer.Exit(UNREACHABLE)
 
 
@@ -72,12 +78,17 @@ async def _one(state: Path, addresses: Sequence[str], every_s: float, clock: Clo
 async def _live(state: Path, addresses: Sequence[str], every_s: float, clock: Clock) -> Picture:
     before = await look(state, addresses, clock)
     shown = picture(before, before)
-    with Live(draw(shown), auto_refresh=False, screen=False) as live:
+    console = person()
+
+    def drawn() -> Group:
+        return Group(draw(shown, wide=console.width >= WIDE), Text(f"{NEXT}{then(shown)}", style="dim"))
+
+    with Live(drawn(), console=console, auto_refresh=False, screen=False) as live:
         while any(row.state != "away" for row in shown.rows):
             await clock.sleep(every_s)
             after = await look(state, addresses, clock)
             shown, before = picture(before, after), after
-            live.update(draw(shown), refresh=True)
+            live.update(drawn(), refresh=True)
     return shown
 
 
@@ -105,35 +116,57 @@ async def _look(address: str, clock: Clock) -> Look:
         return Look(clock.monotonic(), None)
 
 
-def draw(shown: Picture) -> Group:
-    """For a person."""
+def draw(shown: Picture, *, wide: bool) -> Group:
+    """For a person; `wide` where there is room for long names."""
     from loanmesh.cli.show import table
 
-    backlog = "?" if shown.backlog is None else f"{shown.backlog:,}"
+    backlog = "?" if shown.backlog is None else f"{shown.backlog:,} due now"
     head = Text.assemble(
         ("in ", "bold"), f"{shown.accepted:,.1f}/s   ", ("decided ", "bold"), f"{shown.decided:,.1f}/s   ",
         ("backlog ", "bold"), (backlog, "yellow" if shown.backlog else "green"),
     )  # fmt: skip
-    columns = ("replica", "address", "", "calls/s", "errors/s", "shed/s", "p50 ms", "p95 ms", "queued", "loop lag ms")
-    parts: list[Any] = [head, table("", columns, [_cells(row) for row in shown.rows])]
+    columns = ("replica", "address", "", "call/s", "err/s", "shed/s", "p50 ms", "p95 ms", "queue", "lag ms")
+    replicas = table("", columns, [_cells(row, wide) for row in shown.rows], words=3)
+    replicas.padding = (0, 2 if wide else 1, 0, 0)
+    parts: list[Any] = [head, *(_rest(one) for one in shown.resting), replicas]
+    where = {row.instance: f"{row.service} {row.address}" for row in shown.rows}
     for shut in shown.open:
-        parts.append(
-            Text(f"breaker {shut['dependency']} {shut['state']} at {shut['at']}: {shut['cause']}", style="red")
-        )
+        at = where.get(shut["at"], shut["at"])
+        parts.append(Text(f"breaker {shut['dependency']} {shut['state']} at {at}: {shut['cause']}", style="red"))
     for step in shown.steps:
-        parts.append(Text(f"without {step['step']} {step['subject']} at {step['at']}: {step['cause']}", style="yellow"))
-    parts.append(Text("why: loanmesh why-failed   one application: loanmesh trace NAME", style="dim"))
+        at = where.get(step["at"], step["at"])
+        parts.append(Text(f"without {step['step']} {step['subject']} at {at}: {step['cause']}", style="yellow"))
     return Group(*parts)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _rest(one: dict[str, str | int | float]) -> Text:
+    again = dt.datetime.fromtimestamp(float(one["retry_at"]), dt.UTC).astimezone()
+    return Text(
+        f"resting {one['applications']:,} wait for {one['waiting_for']}, tried again from {again:%H:%M:%S} on",
+        style="yellow",
+    )
+
+
+def then(shown: Picture) -> str:
+    """What a person may do next, by what is seen."""
+    if shown.open:
+        return "`loanmesh deps` shows the breakers, `loanmesh why-failed` who waits for them"
+    return "`loanmesh why-failed` says what failed or waits; `loanmesh trace NAME` shows one application"
+
+
+def _cells(row: Row, wide: bool) -> tuple[str, ...]:
     colour = {"up": "green", "away": "red"}.get(row.state, "yellow")
+    name = row.instance if wide else row.service
     return (
-        escape(row.instance or "?"), row.address, f"[{colour}]{row.state}[/]", f"{row.calls:,.1f}",
-        f"[red]{row.errors:,.1f}[/]" if row.errors else "0", f"[yellow]{row.shed:,.1f}[/]" if row.shed else "0",
+        escape(name or "?"), row.address, f"[{colour}]{row.state}[/]", _short(row.calls),
+        f"[red]{_short(row.errors)}[/]" if row.errors else "0", f"[yellow]{_short(row.shed)}[/]" if row.shed else "0",
         _ms(row.p50_ms), _ms(row.p95_ms), str(row.queued), f"{row.loop_lag_ms:.0f}",
     )  # fmt: skip
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
+    return "-" if value is None else _short(value)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"

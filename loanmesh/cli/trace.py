@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,16 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from loanmesh.cli.answer import NEXT, Json, complaints, person, print_json
+from loanmesh.cli.codes import FAILED, UNREACHABLE, USAGE
 from loanmesh.cli.folder import State, chosen
 from loanmesh.runtime import semconv
-from loanmesh.seeing.causes import Cause, cause_in
+from loanmesh.seeing.causes import Cause, cause_in, decided_in
 from loanmesh.seeing.spans import CannotRead, Log, Span, Traces
 from loanmesh.seeing.tree import Node, hang_logs, plant, walk
 
-NOT_FOUND, UNREACHABLE, USAGE = 1, 3, 2
 BAR = 24
 """Width of the time bar, characters."""
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
@@ -47,14 +46,14 @@ def trace(
     name: Annotated[str, typer.Argument(help="lenders/NAME/applications/ID, the ID alone, or a trace id.")],
     state: State = Path(),
     jaeger: Jaeger = "",
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    json_: Json = False,
 ) -> None:
     """Show what happened to one application: every attempt, call, source and line that was logged meanwhile.
 
     Kept for each application that failed, was retried, deferred, degraded, turned away or late; of the others for one
     in twenty. Example: `loanmesh trace lenders/demo/applications/0192...`
     """
-    complain = Console(stderr=True, highlight=False, soft_wrap=True)
+    complain = complaints()
     key = name.rstrip("/").rpartition("/")[2].lower()
     if not (_TRACE_ID.fullmatch(key) or _APPLICATION_ID.fullmatch(key)):
         complain.print(f"[red]NAME[/] must be an application's name or id, or a trace id of 32 digits, not {name!r}")
@@ -69,14 +68,14 @@ def trace(
             f"[yellow]no trace of {key}[/]: nothing was wrong with it and it is not among the one in twenty that are"
             f" kept all the same, or it is too old, or not a second old. `loanmesh history NAME` shows its events"
         )
-        raise typer.Exit(NOT_FOUND)
+        raise typer.Exit(FAILED)
     cause = cause_in(spans, {})
     roots = plant(spans)
     beside = hang_logs(roots, logs)
     if json_:
-        print(json.dumps(as_json(roots, beside, cause), ensure_ascii=False))
+        print_json(as_json(roots, beside, cause))
     else:
-        console = Console(highlight=False)
+        console = person()
         for line in waterfall(roots, beside, cause, name):
             console.print(line, soft_wrap=True)
 
@@ -139,11 +138,22 @@ def waterfall(roots: Sequence[Node], beside: Sequence[Log], cause: Cause | None,
         yield Text("logged elsewhere at that time", "bold")
         for line in beside:
             yield _log(line, began, 0)
+    end = decided_in([node.span for node in nodes]) if _APPLICATION_ID.search(name) else None
+    outcome = end.text(semconv.OUTCOME) if end else ""
     if cause:
         yield Text.assemble(("cause  ", "bold"), (cause.what, "red"), f"  ({cause.hop}, {cause.status})")
-        yield Text.assemble(("next   ", "bold"), cause.then.replace("EXAMPLE", name))
     else:
         yield Text("nothing was wrong", "green")
+    if end and cause:
+        yield Text.assemble(("over   ", "bold"), (f"it did not last: {outcome} at {_clock(end.ended)}", "green"))
+    if end or not cause:
+        yield Text(
+            f"{NEXT}`loanmesh history {name}` shows its events"
+            if _APPLICATION_ID.search(name)
+            else f"{NEXT}`loanmesh why-failed` says what else went wrong"
+        )
+    else:
+        yield Text(f"{NEXT}`{cause.then.replace('EXAMPLE', name)}`")
 
 
 def as_json(roots: Sequence[Node], beside: Sequence[Log], cause: Cause | None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,13 +14,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.codes import UNREACHABLE, USAGE
 from loanmesh.cli.folder import State, chosen
 from loanmesh.cli.trace import Jaeger, traces_at
 from loanmesh.runtime.clock import Clock, SystemClock
 from loanmesh.seeing.causes import Group, why_failed
 from loanmesh.seeing.spans import CannotRead, Traces
 
-UNREACHABLE, USAGE = 3, 2
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -36,13 +36,13 @@ def why_failed_command(
     ] = "10m",
     state: State = Path(),
     jaeger: Jaeger = "",
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    json_: Json = False,
 ) -> None:
     """Group everything that failed, was turned away or came late by its root cause, the most frequent first.
 
     Counts applications, and calls that stored none. Example: `loanmesh why-failed --since 10m`
     """
-    complain = Console(stderr=True, highlight=False, soft_wrap=True)
+    complain = complaints()
     clock = SystemClock()
     try:
         began = since_when(since, clock)
@@ -59,9 +59,10 @@ def why_failed_command(
         complain.print(f"[red]not reachable[/]: {error}")
         raise typer.Exit(UNREACHABLE) from error
     if json_:
-        print(json.dumps([asdict(group) for group in groups], ensure_ascii=False))
+        print_json([{**asdict(group), "over": group.over} for group in groups])
     else:
         show(Console(highlight=False, soft_wrap=True), groups, since)
+        next_step(after(groups))
 
 
 def since_when(text: str, clock: Clock) -> float:
@@ -89,10 +90,9 @@ async def _alive(state: Path) -> set[str]:
 
 
 def show(console: Console, groups: Sequence[Group], since: str) -> None:
-    """For a person: each cause with how often, since when, an example, and what to do next."""
+    """For a person: each cause with how often, since when, whether it is over, and an example."""
     if not groups:
-        console.print(f"[green]nothing failed or came late[/] since {since}. `loanmesh top` shows the mesh now")
-        return
+        console.print(f"[green]nothing failed or came late[/] since {escape(since)}")
     for group in groups:
         cause = group.cause
         console.print(f"[bold]{group.count:>6}[/]  [red]{escape(cause.what)}[/]")
@@ -101,9 +101,24 @@ def show(console: Console, groups: Sequence[Group], since: str) -> None:
         )
         if group.breaker:
             console.print(f"        breaker opened: {escape(group.breaker)}")
+        if group.over and group.decided_at:
+            console.print(
+                f"        [green]over[/]: all that were stored are decided, {_clock(group.decided_at)} the last"
+            )
+        elif group.undecided:
+            console.print(f"        [yellow]not over[/]: {group.undecided} are not decided yet")
         console.print(f"        [dim]example[/] loanmesh trace {group.example}")
-        if "EXAMPLE" not in cause.then:
-            console.print(f"        [dim]next[/]    {cause.then}")
+
+
+def after(groups: Sequence[Group]) -> str:
+    """What to do next: about the most frequent cause that is not over."""
+    if not groups:
+        return "`loanmesh top` shows the mesh now"
+    group = next((group for group in groups if not group.over), None)
+    if group is None:
+        return f"nothing is left to mend; `loanmesh trace {groups[0].example}` shows how one went"
+    then, look = group.cause.then.replace("EXAMPLE", group.example), f"loanmesh trace {group.example}"
+    return f"`{then}`" + ("" if then == look else f"; `{look}` shows one of them, call by call")
 
 
 def _clock(at: float) -> str:

@@ -83,6 +83,9 @@ class OpsServicer(OpsServiceServicer):
                 method=said.get(semconv.RPC_METHOD, ""), status=said.get(semconv.RPC_STATUS_CODE, ""), counts=counts
             )
         status.start_time.FromDatetime(self._started_at)
+        for rest in vitals.standing.resting if vitals.standing else ():
+            told = status.resting.add(waiting_for=rest.waiting_for, applications=rest.applications)
+            told.retry_time.FromNanoseconds(int(rest.retry_at * 1e9))
         for step in vitals.steps:
             if step.check():
                 shown = status.degradations.add(step=step.name, subject=step.subject, cause=step.cause)

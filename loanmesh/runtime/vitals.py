@@ -34,6 +34,16 @@ class Decision(NamedTuple):
     grade: str
 
 
+class Resting(NamedTuple):
+    """Applications that rest until it is time to try them again, for one reason."""
+
+    waiting_for: str
+    """What they wait for, e.g. `source_missing:court`; several with commas between."""
+    applications: int
+    retry_at: float
+    """When the first of them is tried again, seconds since 1970."""
+
+
 class Standing(NamedTuple):
     """How the store stands: what it holds that is not decided. All replicas on a store see the same."""
 
@@ -45,6 +55,8 @@ class Standing(NamedTuple):
     """Applications that are due, and whose owner let its lease end longer than a poll ago: nobody took them over."""
     parked: int
     """Applications set aside until a person has looked."""
+    resting: tuple[Resting, ...] = ()
+    """By reason, the most frequent first; the rare ones are left out."""
 
 
 @dataclass

@@ -65,6 +65,15 @@ class Group:
     """What the breaker on the way says, '' where none has opened."""
     first_at: float
     last_at: float
+    undecided: int
+    """How many of them are stored and, as far as is told, not decided yet."""
+    decided_at: float | None
+    """When the last of those that are decided was; None: none is."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.undecided == 0 and self.decided_at is not None
 
 
 @dataclass
@@ -392,10 +401,23 @@ def callee_of(span: Span) -> str:
     return _SERVICES.get(span.text(semconv.RPC_METHOD), "")
 
 
+_UNDECIDED = frozenset({"", "failed", "lost", "deferred", "parked"})
+"""Outcomes of attempts after which their application still waits for us."""
+
+
+def decided_in(spans: Sequence[Span]) -> Span | None:
+    """The last attempt at one application, where it led to a decision, or to a question to the applicant."""
+    attempts = [span for span in spans if span.service == "intake" and span.text(semconv.OUTCOME)]
+    last = max(attempts, key=lambda span: span.ended, default=None)
+    return last if last and last.text(semconv.OUTCOME) not in _UNDECIDED else None
+
+
 def _group(pairs: Sequence[tuple[Cause, _Case]]) -> Group:
     newest_cause, newest = max(pairs, key=lambda pair: max(span.ended for span in pair[1].spans))
     every = [span for _, case in pairs for span in case.spans]
     breakers = [span for span in every if "breaker_open" in span.error]
+    stored = [case.spans for _, case in pairs if any(span.application for span in case.spans)]
+    decided = [span.ended for spans in stored if (span := decided_in(spans))]
     return Group(
         cause=newest_cause,
         count=len(pairs),
@@ -403,4 +425,6 @@ def _group(pairs: Sequence[tuple[Cause, _Case]]) -> Group:
         breaker=max(breakers, key=lambda span: span.ended).text(semconv.CAUSE) if breakers else "",
         first_at=min(span.began for span in every),
         last_at=max(span.ended for span in every),
+        undecided=len(stored) - len(decided),
+        decided_at=max(decided, default=None),
     )

@@ -52,6 +52,9 @@ class Picture:
     accepted: float
     decided: float
     backlog: int | None
+    """Applications that could be worked on now; None where no process of intake tells."""
+    resting: Sequence[dict[str, str | int | float]]
+    """Applications that are tried again later: waiting_for, applications, retry_at (seconds since 1970)."""
     open: Sequence[dict[str, str]]
     """Breakers that are not closed: dependency, state, cause, and whose they are."""
     steps: Sequence[dict[str, str]]
@@ -68,6 +71,7 @@ def picture(before: Mapping[str, Look], after: Mapping[str, Look]) -> Picture:
         accepted=sum(row.accepted for row in rows),
         decided=sum(row.decided for row in rows),
         backlog=max(backlogs) if backlogs else None,  # All replicas count the same store.
+        resting=max((_resting(status) for status in statuses), key=len, default=[]),
         open=[
             shut for look in after.values() if look.status for shut in _open(look.status.instance, look.dependencies)
         ],
@@ -130,6 +134,17 @@ def _row(address: str, before: Look | None, after: Look) -> Row:
         accepted=(status.accepted - old.accepted) / past_s if old and same else 0.0,
         decided=(status.decisions - old.decisions) / past_s if old and same else 0.0,
     )
+
+
+def _resting(status: pb.GetStatusResponse) -> list[dict[str, str | int | float]]:
+    return [
+        {
+            "waiting_for": rest.waiting_for,
+            "applications": rest.applications,
+            "retry_at": rest.retry_time.ToNanoseconds() / 1e9,
+        }
+        for rest in status.resting
+    ]
 
 
 def _open(instance: str, dependencies: Sequence[pb.Dependency]) -> list[dict[str, str]]:

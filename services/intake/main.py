@@ -26,7 +26,7 @@ from loanmesh.runtime.opening import opening
 from loanmesh.runtime.sealed import Sealer
 from loanmesh.runtime.server import Service, run
 from loanmesh.runtime.tracing import current_traceparent, recorder
-from loanmesh.runtime.vitals import Queue, Standing, Vitals
+from loanmesh.runtime.vitals import Queue, Resting, Standing, Vitals
 from loanmesh.runtime.witness import WitnessedClock
 from services.intake.admission import Admission
 from services.intake.application import Claim
@@ -110,7 +110,8 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         report("stage_is_down" if in_force else "stage_is_up", stage=step.subject, cause=step.cause)
 
     async def look() -> Standing:
-        return Standing(*await store.standing(settings.lease.poll_s))
+        resting = tuple(Resting(*one) for one in await store.resting())
+        return Standing(*await store.standing(settings.lease.poll_s), resting)
 
     parking = Parking(settings.parking, clock, random.Random(), told)
     vitals = Vitals(

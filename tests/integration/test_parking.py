@@ -207,7 +207,7 @@ async def test_an_sre_lists_shows_and_releases(intake: tuple[Store, str]) -> Non
     assert rows[0]["traceId"] == TRACE_ID
     shown = await command(address, "show", uuid(1))
     assert shown.exit_code == 0, shown.output
-    for word in ("KeyError", TRACE_ID, "accepted", "parked", "Next:"):
+    for word in ("KeyError", TRACE_ID, "accepted", "parked", "next:"):
         assert word in shown.output
     assert "release --all --cause scoring_error" in (await command(address, "list")).output
 

@@ -168,7 +168,7 @@ def test_a_plan_is_told_and_written_and_says_what_to_do_next(tmp_path: Path) -> 
     code, said, _ = command("plan", str(SAMPLE), "--out", str(tmp_path / "plan"))
     assert code == 0
     assert "the plan holds" in said
-    assert "next: loanmesh promotion simulate" in said
+    assert "next: `loanmesh promotion simulate" in said
     assert "kubectl apply -k deploy/k8s/overlays/promotion" in said
     assert (tmp_path / "plan" / "kustomization.yaml").is_file()
 
@@ -242,6 +242,6 @@ def test_capacity_is_written_from_a_benchmark(tmp_path: Path) -> None:
     out = tmp_path / "capacity.yaml"
     code, _, told = command("capacity", str(tmp_path / "bench.json"), "--out", str(out))
     assert code == 0
-    assert "next: loanmesh promotion plan FILE --capacity" in told
+    assert "next: `loanmesh promotion plan FILE --capacity" in told
     assert read_capacity(out).cpu_ms["intake"].cold == 1.5
     assert command("plan", str(SAMPLE), "--capacity", str(out))[0] == 0

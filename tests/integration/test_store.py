@@ -321,6 +321,21 @@ async def test_standing_tells_of_work_whose_owner_is_gone_and_not_of_a_backlog(d
     assert (await there.standing(3600.0))[2] == 0, "its lease ended less than an hour ago"
 
 
+async def test_what_rests_is_counted_by_what_it_waits_for_and_is_no_backlog(database: Database) -> None:
+    store = a_store(database)
+    assert await store.resting() == []
+    first, second, third, _ = await accepted(store, *range(4))
+    await store.settle([
+        Deferred(first, ("source_missing:tax", "source_missing:court"), 60.0, 1.0),
+        Deferred(second, ("source_missing:court",), 600.0, 1.0), Deferred(third, ("source_missing:court",), 300.0, 1.0),
+    ])  # fmt: skip
+    court, both = await store.resting()
+    assert court[:2] == ("source_missing:court", 2)
+    assert both[:2] == ("source_missing:tax,source_missing:court", 1)
+    assert both[2] < court[2]
+    assert sum(count for _, _, count, _ in await store.backlog()) == 1
+
+
 def set_back(application_id: str, seconds: float) -> Callable[[], Script[None]]:
     def script() -> Script[None]:
         yield Statement(

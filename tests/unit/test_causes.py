@@ -134,3 +134,22 @@ def test_applications_of_one_batch_are_told_apart_and_share_the_call() -> None:
     two = a_hop("pricing", "UNAVAILABLE", application="a2")
     groups = why_failed([a_call("OK"), one, two], {})
     assert {group.cause.hop: group.count for group in groups} == {"intake -> scoring": 1, "intake -> pricing": 1}
+
+
+def test_a_cause_is_over_once_all_that_waited_for_it_are_decided() -> None:
+    asked = replace(
+        a_source("court", "unavailable"), attributes={semconv.SOURCE: "court", semconv.APPLICATION_ID: "a1"}
+    )
+    waiting = [asked, an_attempt("deferred", "source_missing:court")]
+    (group,) = why_failed(waiting, {})
+    assert (group.undecided, group.decided_at, group.over) == (1, None, False)
+    went_well = replace(an_attempt("APPROVED"), span_id="p2", began=60.0, ended=61.0)
+    (group,) = why_failed([*waiting, went_well], {})
+    assert (group.undecided, group.decided_at, group.over) == (0, 61.0, True)
+    parked_later = replace(an_attempt("parked"), span_id="p3", began=70.0, ended=71.0)
+    assert not any(group.over for group in why_failed([*waiting, went_well, parked_later], {}))
+
+
+def test_a_call_that_stored_nothing_waits_for_nobody() -> None:
+    (group,) = why_failed([a_call("RESOURCE_EXHAUSTED", reason="OVERLOADED")], {})
+    assert (group.undecided, group.decided_at, group.over) == (0, None, False)

@@ -22,7 +22,7 @@ from loanmesh.runtime.guard import BulkheadSettings, Guard, Refused, Verdict, ma
 from loanmesh.runtime.loop_lag import Heartbeat
 from loanmesh.runtime.ops import OpsServicer
 from loanmesh.runtime.validation import violations
-from loanmesh.runtime.vitals import BACKLOG_EVERY, SAMPLE_EVERY_S, Decision, Queue, Vitals
+from loanmesh.runtime.vitals import BACKLOG_EVERY, SAMPLE_EVERY_S, Decision, Queue, Resting, Standing, Vitals
 
 NO_CONTEXT = cast(Any, None)
 
@@ -62,6 +62,15 @@ async def call(guard: Guard, *verdicts: Verdict) -> None:
             return verdict
 
         await guard.call(ask, lambda said: said)
+
+
+async def test_status_says_what_rests_and_until_when() -> None:
+    process = Process()
+    assert not (await process.status()).resting
+    process.vitals.standing = Standing(0.0, 0.0, 0, 0, (Resting("source_missing:court", 300, 1_800_000_000.5),))
+    (rest,) = (await process.status()).resting
+    assert (rest.waiting_for, rest.applications) == ("source_missing:court", 300)
+    assert rest.retry_time.ToMilliseconds() == 1_800_000_000_500
 
 
 async def test_status_says_who_it_is_and_what_waits() -> None:

@@ -46,3 +46,12 @@ def test_a_quantile_lies_within_its_bucket() -> None:
     assert quantile_ms([0, 0, 0, 0], BOUNDS_S, 0.5) is None
     assert quantile_ms([0, 10, 0, 0], BOUNDS_S, 0.5) == pytest.approx(55.0)
     assert quantile_ms([0, 0, 0, 10], BOUNDS_S, 0.95) == 1000.0
+
+
+def test_what_rests_is_told_once_though_all_replicas_see_it() -> None:
+    rest = pb.Resting(waiting_for="source_missing:court", applications=300)
+    rest.retry_time.FromSeconds(1_800_000_000)
+    after = {one: Look(1.0, a_status([0, 0, 0, 0], instance=one, resting=[rest])) for one in ("intake-1", "intake-2")}
+    assert picture({}, after).resting == [
+        {"waiting_for": "source_missing:court", "applications": 300, "retry_at": 1_800_000_000.0}
+    ]

@@ -43,4 +43,19 @@ def test_the_waterfall_says_what_was_wrong_why_and_what_to_do_next() -> None:
     assert any("bureau ask court  ✗ unavailable" in line for line in text)
     assert any("breaker_changed state=open" in line for line in text)
     assert text[-2].startswith("cause  source court is down")
-    assert text[-1] == "next   loanmesh deps"
+    assert text[-1] == "next: `loanmesh deps`"
+
+
+def test_the_waterfall_says_when_it_is_over() -> None:
+    id_ = "01a210fb-2058-7ba2-a5d7-2dd869f02f34"
+    spans = [
+        a_span(application=id_, error="source_missing:court", attributes={semconv.OUTCOME: "deferred"}),
+        a_span("ask court", span_id="02", parent="01", service="bureau", error="unavailable", application=id_,
+               attributes={semconv.SOURCE: "court"}),
+        a_span(application=id_, span_id="03", began=50.0, ended=51.0, attributes={semconv.OUTCOME: "APPROVED"}),
+    ]  # fmt: skip
+    name = f"lenders/demo/applications/{id_}"
+    text = [line.plain for line in waterfall(plant(spans), [], cause_in(spans, {}), name)]
+    assert text[-3].startswith("cause  source court is down")
+    assert text[-2].startswith("over   it did not last: APPROVED at ")
+    assert text[-1] == f"next: `loanmesh history {name}` shows its events"

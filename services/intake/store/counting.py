@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from services.intake.store.part import Part
 
 _BACKLOG = """
@@ -21,6 +23,9 @@ SELECT
   COUNT(CASE WHEN lease_until < {now} - ? AND not_before < {now} - ? THEN 1 END),
   (SELECT COUNT(*) FROM application WHERE state = 'PARKED')
 FROM application WHERE state = 'PENDING'"""
+_RESTING = """
+SELECT waiting_for, COUNT(*), MIN(not_before) FROM application
+WHERE state = 'PENDING' AND not_before > {now} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 20"""
 
 
 class Counting(Part):
@@ -61,3 +66,10 @@ class Counting(Part):
         ((backlog_s, pending_s, unowned, parked),) = await self._database.scan(_STANDING, (grace_s, grace_s))
         # The clock of whoever stored it may be ahead of the database's.
         return max(0.0, backlog_s or 0.0), max(0.0, pending_s or 0.0), unowned, parked
+
+    async def resting(self) -> list[tuple[str, int, float]]:
+        """Applications that may not be looked at yet: (what they wait for, how many, when the first may be, seconds
+        since 1970), the most frequent first.
+        """
+        rows = await self._database.scan(_RESTING)
+        return [(",".join(json.loads(waiting_for)), count, first_at) for waiting_for, count, first_at in rows]
