@@ -23,7 +23,8 @@ from pathlib import Path
 
 from lab import drills, faults
 from lab.audit import audit, pending
-from lab.history import Record, Recorder, by_rule, check
+from lab.history import Record, Recorder
+from lab.judge import by_rule, check
 from lab.load import Callers
 from lab.outside import Outside
 from lab.postgres import Postgres

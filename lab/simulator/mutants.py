@@ -24,7 +24,7 @@ from lending.bureau.v1.bureau_service_pb2 import SourceReport
 from lending.intake.v1.intake_service_pb2 import Decision
 from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest, Pricing
 
-from lab.history import by_rule
+from lab.judge import by_rule
 from lab.simulator import database, replica
 from lab.simulator.world import World, simulate
 from loanmesh.client import calls

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
-from lab.history import by_rule
+from lab.judge import by_rule
 from lab.simulator.world import simulate
 
 CHUNK = 25

@@ -15,8 +15,9 @@ from typing import Any
 import structlog
 from lending.intake.v1 import intake_service_pb2 as pb
 
-from lab import history
-from lab.history import PARKED, Acknowledged, Decided, Record, Recorder, Submitted, Violation
+from lab import history, judge
+from lab.history import PARKED, Acknowledged, Decided, Record, Recorder, Submitted
+from lab.judge import Violation
 from lab.population import SOURCES
 from lab.simulator.callers import LENDER, POISON, Plan, Shop, draw_plans, draw_rush
 from lab.simulator.database import INTAKE_GUARDS, DatabaseServer, blank
@@ -366,7 +367,7 @@ class World:
         self.recorder.standing(shown)
 
     def _judged(self) -> Iterator[Violation]:
-        yield from history.check(self.recorder.records, SOURCES)
+        yield from judge.check(self.recorder.records, SOURCES)
         if self.rush and not self.faults:
             yield from self._overtaken()
         asked = {(r.client, r.request_id) for r in self.recorder.records if isinstance(r, Submitted)}

@@ -8,7 +8,8 @@ from lending.bureau.v1.bureau_service_pb2 import SourceReport
 from lending.intake.v1 import intake_service_pb2 as pb
 
 from lab.audit import audit, pending
-from lab.history import Recorder, by_rule, check
+from lab.history import Recorder
+from lab.judge import by_rule, check
 from loanmesh.runtime.clock import SystemClock
 from loanmesh.runtime.database import Database, Script, Statement, open_database
 from loanmesh.runtime.migrations import upgrade

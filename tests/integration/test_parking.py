@@ -15,7 +15,8 @@ from lending.intake.v1.intake_service_pb2_grpc import add_IntakeServiceServicer_
 from lending.intake.v1.parking_service_pb2_grpc import add_ParkingServiceServicer_to_server
 from typer.testing import CliRunner, Result
 
-from lab.history import Recorder, check
+from lab.history import Recorder
+from lab.judge import check
 from loanmesh.cli.main import app
 from loanmesh.runtime.clock import SystemClock
 from loanmesh.runtime.database import Database, open_database

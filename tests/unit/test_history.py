@@ -11,7 +11,6 @@ from lending.intake.v1 import intake_service_pb2 as pb
 
 from lab import history
 from lab.history import (
-    SOURCES,
     AcceptAsked,
     Accepted,
     Acknowledged,
@@ -25,9 +24,8 @@ from lab.history import (
     Standing,
     Submitted,
     Told,
-    Violation,
-    check,
 )
+from lab.judge import SOURCES, Violation, by_rule, check
 from tests.builders import a_profile
 
 NAME = "lenders/demo/applications/1"
@@ -49,7 +47,7 @@ WHOLE: tuple[Record, ...] = (
 
 def broken(records: Sequence[Record]) -> list[str]:
     """The rules that a history breaks."""
-    return sorted(history.by_rule(check(records)))
+    return sorted(by_rule(check(records)))
 
 
 def test_a_whole_life_breaks_no_rule() -> None:
