@@ -151,8 +151,8 @@ def peak_kib(pid: int) -> int:
 
 async def test_a_message_that_unfolds_to_far_more_than_its_size_is_the_callers_mistake() -> None:
     async with a_server() as (server, stub), grpc.aio.insecure_channel(server.address) as channel:
+        call: Any = channel.unary_unary(SCORE)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            call: Any = channel.unary_unary(SCORE)
             await call(b"\x0a\x00" * 520_000)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "fields, all levels together" in str(refused.value.details())
