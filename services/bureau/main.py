@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -85,16 +84,16 @@ async def build(settings: BureauSettings, clock: Clock) -> Service:
         queues=[Queue("cache_writes", lambda: store.waiting, stored.WAITING_MAX)],
         steps=sorted((s for b in brownouts.values() for s in b.steps), key=lambda s: s.name != SERVE_CACHED),
     )
-    private = asyncio.create_task(_keep_private(store, Keeping(database, sealer), settings.privacy, clock))
-    looking = asyncio.create_task(keys.look_forever())
-    purging = asyncio.create_task(_purge(store, max(s.usable_for_s for s in sources.values()), clock))
+    forever = [
+        asyncio.create_task(_keep_private(store, Keeping(database, sealer), settings.privacy, clock)),
+        asyncio.create_task(keys.look_forever()),
+        asyncio.create_task(_purge(store, max(s.usable_for_s for s in sources.values()), clock)),
+    ]
 
     async def close() -> None:
-        looking.cancel()
-        private.cancel()
-        purging.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await purging
+        for task in forever:
+            task.cancel()
+        await asyncio.wait(forever)
         await gatherer.close()
         await wire.close()
         await store.close()
@@ -133,17 +132,32 @@ async def _purge(store: AnswerStore, keep_s: float, clock: Clock) -> None:
 
 
 async def _keep_private(store: AnswerStore, keeping: Keeping, settings: PrivacySettings, clock: Clock) -> None:
-    """Forget what other replicas erased, and seal anew what is under an older key, a tenth of the time at most."""
+    """Forget what other replicas erased, and seal anew what is under an older key.
+
+    Side by side: a pass after a rotation may take hours, and the note of an erasure is kept for one.
+    """
+    await asyncio.gather(_forget_erased(store, settings.pass_every_s, clock), _reseal(keeping, settings, clock))
+
+
+async def _forget_erased(store: AnswerStore, every_s: float, clock: Clock) -> None:
+    """Forget what other replicas erased."""
     looked = clock.now().timestamp()
-    forgetting, resealing = Lasting("forget_erased"), Lasting("reseal")
+    lasting = Lasting("forget_erased")
     while True:
-        await clock.sleep(settings.pass_every_s)
-        with forgetting:
+        await clock.sleep(every_s)
+        with lasting:
             look = clock.now().timestamp()
             # A little further back than the last look: replicas' clocks differ.
             if await store.forget_erased(looked - CLOCKS_DIFFER_S):
                 looked = look
-        with resealing:
+
+
+async def _reseal(keeping: Keeping, settings: PrivacySettings, clock: Clock) -> None:
+    """Seal anew what is under an older key, a tenth of the time at most."""
+    lasting = Lasting("reseal")
+    while True:
+        await clock.sleep(settings.pass_every_s)
+        with lasting:
             try:
                 after: Key | None = FIRST
                 while after:
