@@ -58,6 +58,9 @@ def status(address: Addresses = None, state: State = Path(), json_: Json = False
 def deps(address: Addresses = None, state: State = Path(), json_: Json = False) -> None:
     """Show whom each process depends on: breakers, bulkheads, calls and failures.
 
+    in use, waiting: calls now, of how many may be. Since the process started, of all calls: failed; busy, turned away
+    by the other side; refused, not made, as the breaker was open or the room full.
+
     Example: `loanmesh deps --address 127.0.0.1:7402`
     """
     from lending.ops.v1 import ops_service_pb2 as pb

@@ -88,6 +88,7 @@ def up(
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         end_with_supervisor(stopping.set)
         try:
+            console.print("starting intake, bureau, scoring, pricing and a sandbox of five sources ...")
             await _unless(stopping, mesh.start())
             if json_:
                 print_json(mesh.ready_line())

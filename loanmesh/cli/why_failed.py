@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.answer import Json, complaints, next_step, person, print_json
 from loanmesh.cli.codes import UNREACHABLE, USAGE
 from loanmesh.cli.folder import State, chosen
 from loanmesh.cli.trace import Jaeger, traces_at
@@ -61,7 +61,7 @@ def why_failed_command(
     if json_:
         print_json([{**asdict(group), "over": group.over} for group in groups])
     else:
-        show(Console(highlight=False, soft_wrap=True), groups, since)
+        show(person(whole=True), groups, since)
         next_step(after(groups))
 
 
