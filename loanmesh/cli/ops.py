@@ -193,7 +193,7 @@ def _print_status(console: Console, answer: pb.GetStatusResponse) -> None:
     from loanmesh.cli.show import time_of
 
     leaving = "  [yellow]draining[/]" if answer.draining else ""
-    console.print(f"  {answer.service}  {answer.instance}  since {time_of(answer.start_time)}{leaving}")
+    console.print(f"  process    {answer.instance}  since {time_of(answer.start_time)}{leaving}")
     console.print(
         f"  loop lag   {answer.loop_lag_ms:.1f} ms, at most {answer.loop_lag_max_ms:.1f} ms in the last minute"
     )

@@ -102,9 +102,7 @@ def show(console: Console, groups: Sequence[Group], since: str) -> None:
         if group.breaker:
             console.print(f"        breaker opened: {escape(group.breaker)}")
         if group.over and group.decided_at:
-            console.print(
-                f"        [green]over[/]: all that were stored are decided, {_clock(group.decided_at)} the last"
-            )
+            console.print(f"        [green]over[/]: all are decided, the last at {_clock(group.decided_at)}")
         elif group.undecided:
             console.print(f"        [yellow]not over[/]: {group.undecided} are not decided yet")
         console.print(f"        [dim]example[/] loanmesh trace {group.example}")
