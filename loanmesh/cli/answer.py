@@ -16,9 +16,12 @@ NEXT = "next: "
 """Begins what to do next, everywhere."""
 
 
-def person(json_: bool = False) -> Console:
-    """Where a person reads what was found; a table fits the terminal, a line wraps."""
-    return Console(stderr=json_, highlight=False)
+def person(json_: bool = False, *, whole: bool = False) -> Console:
+    """Where a person reads what was found. Text is fitted to the terminal.
+
+    whole  lines are left as they are instead: for what is to be copied, and holds no tables.
+    """
+    return Console(stderr=json_, highlight=False, soft_wrap=whole)
 
 
 def complaints() -> Console:

@@ -19,7 +19,7 @@ def whole(name: str, lender: str) -> str:
     found = _NAME.fullmatch(name.strip())
     if found is None:
         raise typer.BadParameter(
-            f"must be lenders/NAME/applications/ID, or an ID of 36 characters, not {name!r}; see `loanmesh list`",
+            f"must be lenders/NAME/applications/ID, or an ID of 36 digits, not {name!r}; `loanmesh list` shows them",
             param_hint="NAME",
         )
     return f"{found[1] or lender}/applications/{found[2]}"

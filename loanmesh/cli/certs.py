@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.answer import Json, complaints, next_step, person, print_json
 from loanmesh.cli.codes import FAILED, REFUSED
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ def show(
         print_json(rows)
     else:
         colours = {"valid": "green", "expires soon": "yellow", "expired": "red"}
-        console = Console(highlight=False, soft_wrap=True)
+        console = person(whole=True)
         for one in rows:
             state = f"[{colours[str(one['state'])]}]{one['state']}[/]"
             console.print(f"{one['identity']}  {state} until {one['expires_at']}  [dim]{escape(str(one['path']))}[/]")
@@ -255,5 +254,5 @@ def _said(json_: bool, answer: dict[str, object], text: str, then: str) -> None:
     if json_:
         print_json(answer)
     else:
-        Console(highlight=False, soft_wrap=True).print(escape(text))
+        person(whole=True).print(escape(text))
         next_step(then)

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from loanmesh.cli import connection
 from loanmesh.cli.actor import Actor, who
-from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.answer import Json, complaints, next_step, person, print_json
 from loanmesh.cli.codes import REFUSED, UNREACHABLE
 from loanmesh.cli.connection import Address
 
@@ -60,7 +60,7 @@ def erase(
     if json_:
         print_json(json_format.MessageToDict(answer, always_print_fields_with_no_presence=True))
     else:
-        _show(Console(highlight=False, soft_wrap=True), answer, dry_run)
+        _show(person(whole=True), answer, dry_run)
         next_step(_then(answer, dry_run))
 
 

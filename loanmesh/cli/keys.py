@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.answer import Json, complaints, next_step, person, print_json
 from loanmesh.cli.codes import FAILED, REFUSED, UNREACHABLE, USAGE
 from loanmesh.runtime.clock import Clock, SystemClock
 from loanmesh.runtime.keys import (
@@ -289,7 +288,7 @@ def _tell_use(found: Mapping[str, int]) -> None:
 
 
 def _say(text: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(escape(text))
+    person(whole=True).print(escape(text))
 
 
 def _end(text: str, code: int) -> NoReturn:

@@ -58,6 +58,9 @@ def status(address: Addresses = None, state: State = Path(), json_: Json = False
 def deps(address: Addresses = None, state: State = Path(), json_: Json = False) -> None:
     """Show whom each process depends on: breakers, bulkheads, calls and failures.
 
+    in use, waiting: calls now, of how many may be. Since the process started, of all calls: failed; busy, turned away
+    by the other side; refused, not made, as the breaker was open or the room full.
+
     Example: `loanmesh deps --address 127.0.0.1:7402`
     """
     from lending.ops.v1 import ops_service_pb2 as pb
@@ -190,7 +193,7 @@ def _print_status(console: Console, answer: pb.GetStatusResponse) -> None:
     from loanmesh.cli.show import time_of
 
     leaving = "  [yellow]draining[/]" if answer.draining else ""
-    console.print(f"  {answer.service}  {answer.instance}  since {time_of(answer.start_time)}{leaving}")
+    console.print(f"  process    {answer.instance}  since {time_of(answer.start_time)}{leaving}")
     console.print(
         f"  loop lag   {answer.loop_lag_ms:.1f} ms, at most {answer.loop_lag_max_ms:.1f} ms in the last minute"
     )

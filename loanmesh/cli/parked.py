@@ -166,7 +166,7 @@ def release(
             error = {"error": result.error.message} if result.HasField("error") else {}
             print_json({"name": result.name, "released": not error, **error})
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = person(whole=True)
         for result in refused:
             console.print(f"[red]not released[/] {escape(result.name)}: {escape(result.error.message)}")
         console.print(f"[green]released {len(results) - len(refused)}[/] of {len(results)}")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.answer import Json, complaints, next_step, person, print_json
 from loanmesh.cli.codes import FAILED, USAGE
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def plan(
 
     Example: `loanmesh promotion plan deploy/promotions/double-twelve.yaml --out deploy/k8s/overlays/promotion/plan`
     """
-    console = Console(stderr=json_, highlight=False, soft_wrap=True)
+    console = person(json_, whole=True)
     with _usable(console):
         promotion, made = _plan(file, scale, quota, capacity)
     written = _write(console, out, promotion, made, file) if out else None
@@ -112,7 +112,7 @@ def simulate(
 
     Example: `loanmesh promotion simulate deploy/promotions/double-twelve.yaml --scale 100 --picture day.svg`
     """
-    console = Console(stderr=json_, highlight=False, soft_wrap=True)
+    console = person(json_, whole=True)
     try:
         from loanmesh.promotion.simulate import replay
 

@@ -45,6 +45,9 @@ def top(
 ) -> None:
     """Show the mesh as it works, refreshed each second: what comes in, what is decided, errors, latency, breakers.
 
+    shed: turned away, being too busy. queue: entries that wait in memory. lag: how late the event loop was at most
+    within the last minute. p50, p95: half, and 95 in 100, of the calls took no longer.
+
     Example: `loanmesh top --once`
     """
     folder = chosen(state)

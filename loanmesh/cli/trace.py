@@ -145,7 +145,7 @@ def waterfall(roots: Sequence[Node], beside: Sequence[Log], cause: Cause | None,
     else:
         yield Text("nothing was wrong", "green")
     if end and cause:
-        yield Text.assemble(("over   ", "bold"), (f"it did not last: {outcome} at {_clock(end.ended)}", "green"))
+        yield Text.assemble(("over   ", "bold"), (f"{outcome} at {_clock(end.ended)}", "green"))
     if end or not cause:
         yield Text(
             f"{NEXT}`loanmesh history {name}` shows its events"

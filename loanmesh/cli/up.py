@@ -88,17 +88,20 @@ def up(
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         end_with_supervisor(stopping.set)
         try:
+            console.print("starting intake, bureau, scoring, pricing and a sandbox of five sources ...")
             await _unless(stopping, mesh.start())
             if json_:
                 print_json(mesh.ready_line())
             else:
-                console.print(_replica_lines(mesh.ready_line()))
+                console.print(_replica_lines(mesh.ready_line()), soft_wrap=True)
                 if mesh.certs:
                     console.print(
                         f"  mTLS; other commands need to know:  export {connection.CERTS}={mesh.certs}", soft_wrap=True
                     )
                 if state != default_state():
-                    console.print(f"  other commands need to know:  export LOANMESH_STATE={state}", soft_wrap=True)
+                    console.print(
+                        f"  other commands need to know:  export LOANMESH_STATE={state.resolve()}", soft_wrap=True
+                    )
                 console.print(f"[green]ready[/]; state in {state}. Ctrl-C stops.")
                 next_step(
                     "in another window: `loanmesh top` shows it live, `loanmesh example > a.json` and `loanmesh"
@@ -154,7 +157,7 @@ def scale(
     if json_:
         print_json(answer)
     else:
-        person().print(_replica_lines(answer))
+        person(whole=True).print(_replica_lines(answer))
     if "error" in answer:
         complain.print(f"[red]not scaled[/]: {escape(str(answer['error']))}")
         raise typer.Exit(FAILED)

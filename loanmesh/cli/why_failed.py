@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from loanmesh.cli.answer import Json, complaints, next_step, print_json
+from loanmesh.cli.answer import Json, complaints, next_step, person, print_json
 from loanmesh.cli.codes import UNREACHABLE, USAGE
 from loanmesh.cli.folder import State, chosen
 from loanmesh.cli.trace import Jaeger, traces_at
@@ -61,7 +61,7 @@ def why_failed_command(
     if json_:
         print_json([{**asdict(group), "over": group.over} for group in groups])
     else:
-        show(Console(highlight=False, soft_wrap=True), groups, since)
+        show(person(whole=True), groups, since)
         next_step(after(groups))
 
 
@@ -102,9 +102,7 @@ def show(console: Console, groups: Sequence[Group], since: str) -> None:
         if group.breaker:
             console.print(f"        breaker opened: {escape(group.breaker)}")
         if group.over and group.decided_at:
-            console.print(
-                f"        [green]over[/]: all that were stored are decided, {_clock(group.decided_at)} the last"
-            )
+            console.print(f"        [green]over[/]: all are decided, the last at {_clock(group.decided_at)}")
         elif group.undecided:
             console.print(f"        [yellow]not over[/]: {group.undecided} are not decided yet")
         console.print(f"        [dim]example[/] loanmesh trace {group.example}")

@@ -269,7 +269,9 @@ def _source(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
             if word in ("", "skipped"):
                 continue
             return _of_source(source, ("source_missing", f"is missing: {word}"), word)
-        return _of_source(source, _SOURCE_WORDS[word], word)
+        kind, said = _SOURCE_WORDS[word]
+        why = f": {text}" if word == "breaker_open" and text else ""
+        return _of_source(source, (kind, f"{said}{why}"), word)
     for span in spans:
         # Told by intake alone, where bureau's own telling is lost or sampled away.
         for part in span.text(semconv.WAITING_FOR).split(","):

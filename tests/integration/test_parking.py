@@ -215,6 +215,7 @@ async def test_an_sre_lists_shows_and_releases(intake: tuple[Store, str]) -> Non
     released = await command(address, "release", "--all", "--cause", "scoring_error", "--reason", "rolled back")
     assert released.exit_code == 0, released.output
     assert "released 2 of 2" in released.output
+    assert released.stdout.splitlines()[-1].startswith("next: ")
     assert {claim.id for claim in await store.claim(10)} == {uuid(1), uuid(2)}
     again = await command(address, "release", f"{LENDER}/applications/{uuid(1)}", "--reason", "again")
     assert (again.exit_code, "not PARKED" in again.output) == (4, True)

@@ -153,3 +153,9 @@ def test_a_cause_is_over_once_all_that_waited_for_it_are_decided() -> None:
 def test_a_call_that_stored_nothing_waits_for_nobody() -> None:
     (group,) = why_failed([a_call("RESOURCE_EXHAUSTED", reason="OVERLOADED")], {})
     assert (group.undecided, group.decided_at, group.over) == (0, None, False)
+
+
+def test_of_an_open_breaker_alone_it_is_told_why_it_opened() -> None:
+    cause = cause_in([a_source("court", "breaker_open", "3 of 3 calls failed")], {})
+    assert cause
+    assert cause.what == "source court is left alone: its breaker is open: 3 of 3 calls failed"

@@ -57,5 +57,5 @@ def test_the_waterfall_says_when_it_is_over() -> None:
     name = f"lenders/demo/applications/{id_}"
     text = [line.plain for line in waterfall(plant(spans), [], cause_in(spans, {}), name)]
     assert text[-3].startswith("cause  source court is down")
-    assert text[-2].startswith("over   it did not last: APPROVED at ")
+    assert text[-2].startswith("over   APPROVED at ")
     assert text[-1] == f"next: `loanmesh history {name}` shows its events"
