@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
 
 from lab.kube.connections import server_of
 from lab.kube.overlay import Object, Overlay, Problem, Workload, selects
@@ -13,6 +16,9 @@ _NAMED = re.compile(r"(?:dns:///|https?://)?([a-z0-9-]+)(?:\.([a-z0-9-]+)(?:\.sv
 """A Service, its namespace where it is said, and the port."""
 CLUSTER_LABEL = "cnpg.io/cluster"
 """What CloudNativePG labels the pods of a cluster with."""
+
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
+"""What the API server labels each namespace with."""
 
 CLUSTER_DNS = "kube-dns"
 """The label k8s-app of CoreDNS and of whatever else answers for the cluster."""
@@ -30,6 +36,9 @@ def check(overlay: Overlay) -> Iterator[Problem]:
     for workload in overlay.workloads:
         yield from _addresses(overlay, workload)
         yield from _database(overlay, workload)
+        yield from _gateways(overlay, workload)
+    for monitor in overlay.of("PodMonitor"):
+        yield from _scraped(overlay, monitor)
     for scaled in overlay.of("ScaledObject"):
         yield from _scaler(overlay, scaled)
 
@@ -100,10 +109,68 @@ def _addresses(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
         value = str(entry.get("value", ""))
         named = _NAMED.fullmatch(value)
         if named is None or named[1][0].isdigit() or "LISTEN" in name:
-            continue
-        if named[2] and overlay.find("Namespace", named[2]) is None:
-            continue  # In somebody else's namespace.
-        yield from _leads(overlay, workload.object, f"env {name}", value, named, workload.labels)
+            yield from _outside(overlay, workload, value)
+        elif named[2] and overlay.find("Namespace", named[2]) is None:
+            # A host of two words outside looks like a Service and its namespace; who means that says `svc`.
+            if "://" in value and ".svc" not in value:
+                yield from _outside(overlay, workload, value)
+            else:
+                yield from _abroad(overlay, workload, named[2], int(named[3]))
+        else:
+            yield from _leads(overlay, workload.object, f"env {name}", value, named, workload.labels)
+
+
+def _outside(overlay: Overlay, workload: Workload, value: str) -> Iterator[Problem]:
+    """An address outside the cluster: some policy lets the service out to addresses, at its port."""
+    parts = urlsplit(value)
+    if parts.scheme in ("http", "https") and parts.hostname:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        if not _lets(overlay, "egress", "to", workload.labels, port, lambda one: "ipBlock" in one):
+            yield workload.object.wrong(
+                "NetworkPolicy egress", f"no policy lets it out to {parts.hostname}, port {port}"
+            )
+
+
+def _abroad(overlay: Overlay, workload: Workload, namespace: str, port: int) -> Iterator[Problem]:
+    """A name in somebody else's namespace."""
+    labels = {NAMESPACE_LABEL: namespace}
+    if not _lets(
+        overlay, "egress", "to", workload.labels, port, lambda one: selects(one.get("namespaceSelector"), labels)
+    ):
+        rule = f"no policy lets it out to namespace {namespace}, port {port}"
+        yield workload.object.wrong("NetworkPolicy egress", rule)
+
+
+def _gateways(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
+    """Where a collector's configuration sends traces on to."""
+    for volume in workload.pod.get("volumes") or ():
+        found = overlay.find("ConfigMap", str((volume.get("configMap") or {}).get("name")))
+        text = (found.data.get("data") or {}).get("config.yaml", "") if found else ""
+        exporters = (yaml.safe_load(text) or {}).get("exporters") or {}
+        dns = ((exporters.get("loadbalancing") or {}).get("resolver") or {}).get("dns")
+        if dns:
+            value = f"{dns['hostname']}:{dns['port']}"
+            if named := _NAMED.fullmatch(value):
+                yield from _leads(overlay, workload.object, "exporters.loadbalancing", value, named, workload.labels)
+
+
+def _scraped(overlay: Overlay, monitor: Object) -> Iterator[Problem]:
+    """Prometheus comes from another namespace, to every port that a monitor names."""
+    for workload in overlay.workloads:
+        if selects(monitor.spec.get("selector"), workload.labels):
+            for endpoint in monitor.spec.get("podMetricsEndpoints") or ():
+                port = workload.ports.get(str(endpoint.get("port")))
+                if port is None:
+                    rule = f"{endpoint.get('port')} is no port of {workload.object}"
+                    yield monitor.wrong("spec.podMetricsEndpoints.port", rule)
+                else:
+                    yield from _let_in_from_abroad(overlay, workload, "Prometheus", port)
+
+
+def _let_in_from_abroad(overlay: Overlay, workload: Workload, who: str, port: int) -> Iterator[Problem]:
+    if not _lets(overlay, "ingress", "from", workload.labels, port, lambda one: "namespaceSelector" in one):
+        rule = f"no policy lets in {who} from another namespace, port {port}"
+        yield workload.object.wrong("NetworkPolicy ingress", rule)
 
 
 def _scaler(overlay: Overlay, scaled: Object) -> Iterator[Problem]:
@@ -116,6 +183,10 @@ def _scaler(overlay: Overlay, scaled: Object) -> Iterator[Problem]:
                 yield scaled.wrong(at, f"{address!r} is no Service of the overlay")
             else:
                 yield from _leads(overlay, scaled, at, address, named, None)
+                service = overlay.find("Service", named[1])
+                for workload in overlay.workloads if service else ():
+                    if service and selects({"matchLabels": service.spec["selector"]}, workload.labels):
+                        yield from _let_in_from_abroad(overlay, workload, "KEDA", int(named[3]))
 
 
 def _leads(
@@ -145,18 +216,20 @@ def _database(overlay: Overlay, workload: Workload) -> Iterator[Problem]:
 def _passes(
     overlay: Overlay, who: Object, labels: Mapping[str, str], whom: Object, pods: Mapping[str, str], port: int
 ) -> Iterator[Problem]:
-    if not _lets(overlay, "egress", "to", labels, pods, port):
+    if not _lets(overlay, "egress", "to", labels, port, _are(pods)):
         yield who.wrong("NetworkPolicy egress", f"no policy lets it out to {whom}, port {port}")
-    if not _lets(overlay, "ingress", "from", pods, labels, port):
+    if not _lets(overlay, "ingress", "from", pods, port, _are(labels)):
         yield whom.wrong("NetworkPolicy ingress", f"no policy lets in {who}, port {port}")
 
 
-def _lets(
-    overlay: Overlay, way: str, word: str, selected: Mapping[str, str], peer: Mapping[str, str], port: int
-) -> bool:
+Peer = Callable[[Mapping[str, Any]], bool]
+"""Whether a peer of a policy is the one in question."""
+
+
+def _lets(overlay: Overlay, way: str, word: str, selected: Mapping[str, str], port: int, is_peer: Peer) -> bool:
     about = [p for p in overlay.of("NetworkPolicy") if selects(p.spec.get("podSelector"), selected) and _is(p, way)]
     return not about or any(
-        _port(rule, port) and _peer(rule.get(word), peer) for policy in about for rule in policy.spec.get(way) or ()
+        _port(rule, port) and _peer(rule.get(word), is_peer) for policy in about for rule in policy.spec.get(way) or ()
     )
 
 
@@ -168,5 +241,10 @@ def _port(rule: Mapping[str, Any], port: int) -> bool:
     return not rule.get("ports") or any(one.get("port") == port for one in rule["ports"])
 
 
-def _peer(peers: Sequence[Mapping[str, Any]] | None, labels: Mapping[str, str]) -> bool:
-    return not peers or any("namespaceSelector" not in one and selects(one.get("podSelector"), labels) for one in peers)
+def _peer(peers: Sequence[Mapping[str, Any]] | None, is_peer: Peer) -> bool:
+    return not peers or any(is_peer(one) for one in peers)
+
+
+def _are(labels: Mapping[str, str]) -> Peer:
+    """Pods of our own namespace with these labels."""
+    return lambda one: "namespaceSelector" not in one and selects(one.get("podSelector"), labels)

@@ -166,6 +166,12 @@ PRODUCTION: list[tuple[str, str, Change]] = [
     ("PodMonitor otel-agent: spec: schema of monitoring.coreos.com/v1", "misspelt monitor", lambda d: d.get("PodMonitor", "otel-agent")["spec"].update(podMetricEndpoints=[])),
     ("Deployment pricing: env PRICING_TELEMETRY__OTLP_ENDPOINT: http://otel-agents:4317 is no Service", "tells nobody", lambda d: d.env("pricing", "PRICING_TELEMETRY__OTLP_ENDPOINT").update(value="http://otel-agents:4317")),
     ("DaemonSet otel-agent: spec.template.spec.automountServiceAccountToken: must be false", "token for nothing", lambda d: d.drop("RoleBinding", "otel-agent")),
+    ("Deployment intake-worker: NetworkPolicy ingress: no policy lets in KEDA from another namespace, port 7401", "nobody may ask how many", lambda d: d.drop("NetworkPolicy", "from-keda")),
+    ("DaemonSet otel-agent: NetworkPolicy ingress: no policy lets in Prometheus from another namespace, port 8889", "nobody may scrape", lambda d: d.drop("NetworkPolicy", "from-prometheus")),
+    ("PodMonitor otel-agent: spec.podMetricsEndpoints.port: metric is no port of DaemonSet otel-agent", "scrapes nothing", lambda d: d.get("PodMonitor", "otel-agent")["spec"]["podMetricsEndpoints"][0].update(port="metric")),
+    ("Deployment bureau: NetworkPolicy egress: no policy lets it out to sources.example, port 8443", "sources out of reach", lambda d: d.env("bureau", "BUREAU_SOURCES_URL").update(value="https://sources.example:8443")),
+    ("Deployment otel-gateway: NetworkPolicy egress: no policy lets it out to namespace tracing, port 4317", "traces for nobody", lambda d: d.env("otel-gateway", "TRACES_ENDPOINT").update(value="jaeger.tracing.svc:4317")),
+    ("Deployment otel-gateway: NetworkPolicy ingress: no policy lets in DaemonSet otel-agent, port 4317", "gateways shut", lambda d: d.get("NetworkPolicy", "otel-gateway")["spec"].update(ingress=[])),
     ("Issuer self: spec: schema of cert-manager.io/v1", "issuer that is none", lambda d: d.get("Issuer", "self").update(spec={})),
     ("Cluster intake-db: NetworkPolicy ingress: no policy lets in Deployment intake, port 5432", "database shut", lambda d: d.get("NetworkPolicy", "intake-db")["spec"]["ingress"].pop(0)),
     # --- Trust
