@@ -58,6 +58,8 @@ ALWAYS = frozenset({"OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"})
 """RESOURCE_EXHAUSTED: too large, or too much at once."""
 BROKEN_ITEMS = (code_pb2.INTERNAL, code_pb2.UNKNOWN)
 _UNREADABLE = "metadata size exceeds"
+_AGED = "max_age"
+"""An old connection ended just as the call began, and no server saw it: asked once more, as callers do."""
 _TROUBLE = re.compile(r'Traceback \(most recent call last\)|"level": ?"(error|critical)"')
 _MEANT = re.compile(r'"event": ?"(dependency_overridden|breaker_changed|subject_erased)"')
 """What an operator gives as actor and reason is written down on purpose: it is the record of who ordered what."""
@@ -278,7 +280,7 @@ async def fuzz(
     return found
 
 
-async def _send(method: Method, channel: grpc.aio.Channel, data: bytes) -> tuple[str, str]:
+async def _send(method: Method, channel: grpc.aio.Channel, data: bytes, *, again: bool = False) -> tuple[str, str]:
     """How it ended, and what is wrong with that; '' where nothing is."""
     allowed = method.statuses
     timeout_s = WATCH_S if method.streams else CALL_S
@@ -290,6 +292,8 @@ async def _send(method: Method, channel: grpc.aio.Channel, data: bytes) -> tuple
         answers = await _answers(method, channel, data, timeout_s)
     except grpc.aio.AioRpcError as error:
         status, details = error.code().name, error.details() or ""
+        if status == "UNAVAILABLE" and _AGED in details and not again:
+            return await _send(method, channel, data, again=True)
         # An answer too large for whoever asked is no answer, though gRPC calls it by a status that may be.
         told = status in allowed and _UNREADABLE not in details
         return status, "" if told else f"{status}: {details}"
