@@ -126,7 +126,12 @@ class Gatherer:
         reports = [self._reports(keys, cached, tasks, spared, ended.timestamp()) for keys in wanted]
         profiles = [CreditProfile(reports=each, gather_time=gathered_at) for each in reports]
         if self._follow:
-            self._follow(items, profiles, [[trails[key] for key in keys if key in trails] for keys in wanted], began)
+            try:
+                self._follow(
+                    items, profiles, [[trails[key] for key in keys if key in trails] for keys in wanted], began
+                )
+            except Exception as error:  # What cannot be told must not cost a profile.
+                log.error("not_traced", error_type=type(error).__name__, exc_info=error)
         return profiles
 
     async def close(self) -> None:

@@ -235,3 +235,14 @@ async def test_reports_bills_and_the_age_of_evidence_are_counted_for_each_source
     assert figures["court"].answered == 2
     assert figures["tax"].answered == 3
     assert figures["court"].observed_at == court.clock.now().timestamp()
+
+
+async def test_a_batch_that_cannot_be_told_of_is_answered_all_the_same() -> None:
+    gatherer, _ = a_bureau(Court(FakeClock()))
+
+    def fails(*_: object) -> None:
+        raise ValueError("no such span")
+
+    gatherer._follow = fails
+    (report,) = await court_reports(gatherer, 1)
+    assert report.state == SourceReport.STATE_FRESH
