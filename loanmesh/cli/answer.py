@@ -34,6 +34,10 @@ def print_json(answer: object) -> None:
     print(json.dumps(answer, ensure_ascii=False), flush=True)
 
 
+IS_IT_UP = "is the mesh up? `loanmesh up` starts one, --state or --address names another"
+"""Said where nobody answers."""
+
+
 def next_step(text: str, *, aside: bool = False) -> None:
     """What to do next, the last that a person is told: commands in backticks, whole, to be copied.
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from loanmesh.cli import connection
 from loanmesh.cli.actor import Actor, who
-from loanmesh.cli.answer import Json, complaints, next_step, person, print_json
+from loanmesh.cli.answer import IS_IT_UP, Json, complaints, next_step, person, print_json
 from loanmesh.cli.codes import REFUSED, UNREACHABLE
 from loanmesh.cli.connection import Address
 
@@ -55,7 +55,8 @@ def erase(
     except grpc.aio.AioRpcError as error:
         away = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
         word = "not reachable" if away else f"refused {error.code().name}"
-        complain.print(f"[red]{word}[/]: {escape(error.details() or '')}; nothing is lost by asking again")
+        then = IS_IT_UP if away else "nothing is lost by asking again"
+        complain.print(f"[red]{word}[/]: {escape(error.details() or '')}; {then}")
         raise typer.Exit(UNREACHABLE if away else REFUSED) from None
     if json_:
         print_json(json_format.MessageToDict(answer, always_print_fields_with_no_presence=True))

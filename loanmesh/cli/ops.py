@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from loanmesh.cli import connection
 from loanmesh.cli.actor import Actor, who
-from loanmesh.cli.answer import Json, next_step, person, print_json
+from loanmesh.cli.answer import IS_IT_UP, Json, complaints, next_step, person, print_json
 from loanmesh.cli.codes import REFUSED, UNREACHABLE
 from loanmesh.cli.folder import State, chosen
 
@@ -155,14 +155,16 @@ def _show(
                 show(console, answer)
         elif answer.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             details = answer.details() or ""
-            hint = details if details.startswith("tls_") else "is the mesh up? --state or --address names it"
-            console.print(f"{title}  [red]not reachable[/]; {escape(hint)}")
+            why = f"; {details}" if details.startswith("tls_") else ""
+            console.print(f"{title}  [red]not reachable[/]{escape(why)}")
             code = code or UNREACHABLE
         else:
             console.print(f"{title}  [red]refused[/] {answer.code().name}: {escape(answer.details() or '')}")
             code = REFUSED
     if answered and not json_:
         next_step(then(answered))
+    if code == UNREACHABLE:
+        complaints().print(IS_IT_UP)
     if code:
         raise typer.Exit(code)
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from loanmesh.cli import connection
 from loanmesh.cli.actor import Actor, who
-from loanmesh.cli.answer import Json, complaints, next_step, person, print_json
+from loanmesh.cli.answer import IS_IT_UP, Json, complaints, next_step, person, print_json
 from loanmesh.cli.application_name import DEMO_LENDER, Lender, Name, short, whole
 from loanmesh.cli.codes import REFUSED, UNREACHABLE
 from loanmesh.cli.connection import Address
@@ -211,14 +211,11 @@ def _run(address: str, ask: Callable[..., Coroutine[Any, Any, T] | Awaitable[T]]
     try:
         return asyncio.run(work())
     except OSError as error:  # TLS is spoken, and it could not be asked who it is.
-        console.print(f"[red]not reachable[/]: {where}: {escape(str(error))}; is the mesh up?")
+        console.print(f"[red]not reachable[/]: {where}: {escape(str(error))}; {IS_IT_UP}")
         raise typer.Exit(UNREACHABLE) from error
     except grpc.aio.AioRpcError as error:
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            console.print(
-                f"[red]not reachable[/]: {where}; is the mesh up? `loanmesh up` starts one, --state or --address names"
-                " another"
-            )
+            console.print(f"[red]not reachable[/]: {where}; {IS_IT_UP}")
             raise typer.Exit(UNREACHABLE) from error
         console.print(f"[red]refused[/] {error.code().name}: {escape(error.details() or '')}")
         raise typer.Exit(REFUSED) from error

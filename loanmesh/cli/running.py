@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import typer
 from rich.markup import escape
 
-from loanmesh.cli.answer import complaints, next_step
+from loanmesh.cli.answer import IS_IT_UP, complaints, next_step
 from loanmesh.cli.codes import INTERRUPTED, REFUSED, UNREACHABLE
 
 T = TypeVar("T")
@@ -40,10 +40,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         )
         raise typer.Exit(UNREACHABLE) from error
     except Unreachable as error:
-        complain.print(
-            f"[red]not reachable[/]: {escape(str(error))}; is the mesh up? `loanmesh up` starts one, --state or"
-            " --address names another"
-        )
+        complain.print(f"[red]not reachable[/]: {escape(str(error))}; {IS_IT_UP}")
         raise typer.Exit(UNREACHABLE) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(INTERRUPTED) from error

@@ -51,7 +51,9 @@ def source(
     folder = chosen(state)
     status, said = asyncio.run(_ask(folder, name, change))
     if status == 0:
-        console.print(f"[red]not reachable[/]: {escape(said)}; is the mesh up? `loanmesh up` starts one with a sandbox")
+        console.print(
+            f"[red]not reachable[/]: {escape(said)}; is the mesh up? `loanmesh up` starts one, --state names another"
+        )
         raise typer.Exit(UNREACHABLE)
     if status != 200:
         console.print(f"[red]{escape(said.replace('must be *', 'must be all'))}[/]")
@@ -95,7 +97,8 @@ async def _ask(state: Path, name: str, change: dict[str, object] | None) -> tupl
 
     from loanmesh.cli import processes
 
-    url = f"http://{await processes.sandbox(state)}/control/faults"
+    address = await processes.sandbox(state)
+    url = f"http://{address}/control/faults"
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CALL_S)) as session:
             if change is None:
@@ -104,4 +107,4 @@ async def _ask(state: Path, name: str, change: dict[str, object] | None) -> tupl
                 answer = await session.post(url, json={"source": "*" if name == "all" else name, **change})
             return answer.status, await answer.text()
     except (aiohttp.ClientError, TimeoutError) as error:
-        return 0, type(error).__name__
+        return 0, f"the sandbox at {address}: {type(error).__name__}"

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from loanmesh.cli import connection
-from loanmesh.cli.answer import NEXT, Json, complaints, next_step, person, print_json
+from loanmesh.cli.answer import IS_IT_UP, NEXT, Json, complaints, next_step, person, print_json
 from loanmesh.cli.codes import INTERRUPTED, UNREACHABLE
 from loanmesh.cli.folder import State, chosen
 from loanmesh.runtime.clock import Clock, SystemClock
@@ -60,16 +60,19 @@ def top(
             else:
                 console = person()
                 console.print(draw(shown, wide=console.width >= WIDE))
-                next_step(then(shown))
+                if not _nobody(shown):
+                    next_step(then(shown))
         else:
             shown = asyncio.run(_live(folder, address or [], every, clock))
     except KeyboardInterrupt as error:
         raise typer.Exit(INTERRUPTED) from error
-    if all(row.state == "away" for row in shown.rows):
-        complaints().print(
-            "[red]not reachable[/]: is the mesh up? `loanmesh up` starts one, --state or --address names it"
-        )
+    if _nobody(shown):
+        complaints().print(f"[red]not reachable[/]: {IS_IT_UP}")
         raise typer.Exit(UNREACHABLE)
+
+
+def _nobody(shown: Picture) -> bool:
+    return all(row.state == "away" for row in shown.rows)
 
 
 async def _one(state: Path, addresses: Sequence[str], every_s: float, clock: Clock) -> Picture:
@@ -87,7 +90,7 @@ async def _live(state: Path, addresses: Sequence[str], every_s: float, clock: Cl
         return Group(draw(shown, wide=console.width >= WIDE), Text(f"{NEXT}{then(shown)}", style="dim"))
 
     with Live(drawn(), console=console, auto_refresh=False, screen=False) as live:
-        while any(row.state != "away" for row in shown.rows):
+        while not _nobody(shown):
             await clock.sleep(every_s)
             after = await look(state, addresses, clock)
             shown, before = picture(before, after), after
