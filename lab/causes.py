@@ -161,19 +161,18 @@ async def paused_replica(mesh: Mesh) -> None:
 
 
 async def poisoned_application(mesh: Mesh) -> float:
-    """One stored application cannot be read any more: it breaks its stage at each attempt.
+    """A stored application cannot be read any more.
 
-    It has to wait for something to be struck; the trouble begins when nothing else waits any more.
+    It has to wait for something to be struck; the trouble begins when what it waited for is back.
     """
     await set_source(mesh.world, "court", {"dead": True})
     try:
         async with mesh.client() as client:
-            await mesh.submit(client, 10)
+            await mesh.submit(client, 1)
         for _ in range(50):
             with closing(sqlite3.connect(mesh.database, timeout=10)) as database, database:
                 struck = database.execute(
-                    "UPDATE application SET payload = X'ff' WHERE id = (SELECT min(id) FROM application"
-                    " WHERE state = 'PENDING' AND owner IS NULL) RETURNING id"
+                    "UPDATE application SET payload = X'ff' WHERE state = 'PENDING' AND owner IS NULL RETURNING id"
                 ).fetchall()
             if struck:
                 break
@@ -181,10 +180,11 @@ async def poisoned_application(mesh: Mesh) -> float:
         else:
             raise RuntimeError("nothing waited for the court, so that there was nothing to poison")
     finally:
+        began = mesh.clock.now().timestamp()
         await set_source(mesh.world, "court", HEALTHY)
-    while await pending(mesh.world.database) > 1:
+    while await pending(mesh.world.database):
         await mesh.clock.sleep(0.1)
-    return mesh.clock.now().timestamp()
+    return began
 
 
 async def slow_database(mesh: Mesh) -> None:

@@ -200,21 +200,24 @@ class Following:
                     },
                 )  # fmt: skip
 
+    def put_aside(self, parked: Sequence[Parked]) -> None:
+        """The store parked these when it claimed them: no batch ever sees what cannot be read."""
+        results = {one.claim.id: one for one in parked}
+        self._told([one.claim for one in parked], self._begin({}), results, None, self._clock.monotonic())
+
     # --- The batch ---
 
     async def decide(
         self, claims: Sequence[Claim], decide: Callable[[Sequence[Claim]], Awaitable[Mapping[str, Result]]]
     ) -> Mapping[str, Result]:
         """What `decide` answers or raises. Afterwards, whatever was worth it is told."""
-        new_id = self._recorder.new_id
-        place = Place((new_id() << 64) | new_id(), new_id())
-        batch = _Batch(place, new_id(), {claim.id: why for claim in claims if (why := _known(claim))})
+        batch = self._begin({claim.id: why for claim in claims if (why := _known(claim))})
         before = self._current.set(batch)
         began = self._clock.monotonic()
         results: Mapping[str, Result] = {}
         error: BaseException | None = None
         try:
-            with apart(place):
+            with apart(batch.at):
                 results = await decide(claims)
             return results
         except BaseException as raised:
@@ -222,10 +225,24 @@ class Following:
             raise
         finally:
             self._current.reset(before)
-            try:
-                self._tell(batch, claims, results, error, began)
-            except Exception as failed:  # noqa: BLE001  What cannot be told must not cost a decision.
-                self._report("not_traced", error_type=type(failed).__name__, exc_info=failed)
+            self._told(claims, batch, results, error, began)
+
+    def _begin(self, kept: Mapping[str, str]) -> _Batch:
+        new_id = self._recorder.new_id
+        return _Batch(Place((new_id() << 64) | new_id(), new_id()), new_id(), kept)
+
+    def _told(
+        self,
+        claims: Sequence[Claim],
+        batch: _Batch,
+        results: Mapping[str, Result],
+        error: BaseException | None,
+        began: float,
+    ) -> None:
+        try:
+            self._tell(batch, claims, results, error, began)
+        except Exception as failed:  # noqa: BLE001  What cannot be told must not cost a decision.
+            self._report("not_traced", error_type=type(failed).__name__, exc_info=failed)
 
     def _tell(
         self,

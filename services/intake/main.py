@@ -79,7 +79,17 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     witnessed = WitnessedClock(
         clock, lambda: store.now(), lambda ahead_s: report("clock_not_believed", ahead_s=round(ahead_s, 3))
     )
-    store = Store(database, witnessed, owner, settings.lease.duration_s, privacy)
+    spans = recorder()
+    following = spans and Following(
+        spans,
+        witnessed,
+        owner,
+        settings.telemetry.slow_s,
+        settings.lease.duration_s,
+        structlog.get_logger().warning,
+    )
+    put_aside = following.put_aside if following else lambda _: None
+    store = Store(database, witnessed, owner, settings.lease.duration_s, privacy, put_aside)
     with opening("INTAKE_DATABASE_URL", url):
         await witnessed.look()
     clock = witnessed
@@ -129,15 +139,6 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
                 quotient(came_true, {})
 
     bureau = GrpcBureau(channels[0], guards[0])
-    spans = recorder()
-    following = spans and Following(
-        spans,
-        clock,
-        owner,
-        settings.telemetry.slow_s,
-        settings.lease.duration_s,
-        structlog.get_logger().warning,
-    )
     pipeline = Pipeline(
         following.bureau(bureau) if following else bureau,
         following.scoring(scoring) if following else scoring,

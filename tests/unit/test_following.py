@@ -19,7 +19,7 @@ from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.tracing import Call, Place, Recorder, place_of
 from services.intake.application import Claim, New
 from services.intake.following import Following
-from services.intake.ports import Case, Result, Unavailable
+from services.intake.ports import Broken, Case, Parked, Result, Unavailable
 from tests.unit.test_pipeline import Fake, a_claim, a_pipeline
 
 SUBMIT = "lending.intake.v1.IntakeService/SubmitApplication"
@@ -255,3 +255,13 @@ def test_a_slow_commit_at_the_door_is_told_in_the_trace_of_each_it_held_up() -> 
     held = told.spans("accept applications")
     assert [facts(span)[semconv.APPLICATION_ID] for span in held] == ["a1", "a2"]
     assert len({span.context.trace_id for span in held if span.context}) == 2
+
+
+async def test_what_the_store_parks_since_it_cannot_be_read_is_told_in_its_trace() -> None:
+    told = Told()
+    one = claim(told)
+    told.following.put_aside([Parked(one, "open", Broken("unsealable", "Unsealable"), 9.0, 1.0)])
+    attempt = told.in_trace(one)["process applications"]
+    assert facts(attempt)[semconv.OUTCOME] == "parked"
+    assert facts(attempt)[semconv.STAGE] == "open"
+    assert facts(attempt)[semconv.CAUSE] == "unsealable"

@@ -71,7 +71,8 @@ class Leasing(Settling):
                 later.append((KEY_AWAY_S, row[0], row[2], self._owner))
         try:
             if broken:
-                await self.settle(broken)
+                committed = await self.settle(broken)
+                self._told([parked for parked in broken if parked.claim.id in committed])
             if later:
                 later.sort(key=lambda row: str(row[1]))
                 await self._database.run(lambda: _do(Statement(_LATER, later)))
