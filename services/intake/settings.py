@@ -110,15 +110,15 @@ class ScalerSettings(BaseModel, frozen=True, extra="forbid"):
     """How many replicas KEDA is told are wanted. Figures of one replica with a core of its own, cold, as `make bench`
     measured them; `loanmesh promotion capacity` says those of another machine, and a ScaledObject may say its own."""
 
-    accepts_a_second: Annotated[float, Field(gt=0)] = 1450.0
+    accepts_a_second: Annotated[float, Field(gt=0)] = 3000.0
     """Applications that a replica of intake accepts a second, one by one."""
-    decides_a_second: Annotated[float, Field(gt=0)] = 1200.0
+    decides_a_second: Annotated[float, Field(gt=0)] = 2650.0
     """Applications that a replica of intake-worker takes through the stages a second."""
-    bureau_a_second: Annotated[float, Field(gt=0)] = 520.0
+    bureau_a_second: Annotated[float, Field(gt=0)] = 1750.0
     """Applications that a replica of bureau gathers evidence for a second, all of it asked for anew."""
-    scoring_a_second: Annotated[float, Field(gt=0)] = 4000.0
+    scoring_a_second: Annotated[float, Field(gt=0)] = 11000.0
     """Applications that a replica of scoring scores a second."""
-    pricing_a_second: Annotated[float, Field(gt=0)] = 2300.0
+    pricing_a_second: Annotated[float, Field(gt=0)] = 5250.0
     """Applications that a replica of pricing prices a second."""
     drain_s: Annotated[float, Field(gt=0)] = 60.0
     """Within how many seconds a backlog should be gone. Less asks for more replicas."""

@@ -190,7 +190,7 @@ def test_machines_get_one_object_and_people_still_hear(tmp_path: Path) -> None:
     assert code == 1
     assert plan["holds"] is False
     assert plan["decided_within_s"] is None, "JSON has no infinity"
-    assert plan["services"]["bureau"]["replicas"] == 3
+    assert plan["services"]["bureau"]["replicas"] == 2
     assert "does not hold" in told
 
 
@@ -201,7 +201,7 @@ def test_a_day_without_its_plan_is_told_with_the_hour_of_its_backlog() -> None:
     assert code == 1
     assert day["holds"] is False
     assert day["backlog_peak_at"] == "2026-12-01 20:00"
-    assert day["plan"]["services"]["intake"]["replicas"] == 12
+    assert day["plan"]["services"]["intake"]["replicas"] == 6
 
 
 @pytest.mark.parametrize(
