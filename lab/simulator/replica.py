@@ -258,6 +258,7 @@ class Intake(Process):
         self.estimate = Estimate(store.backlog, clock)
         port = _Port(bureau, scoring, pricing, around)
         arrivals = Arrivals()
+        admission = Admission(sizes.queue_s_max, arrivals, Quota(0, 1), clock)
         parking = Parking(sizes.parking, clock, around.dice)
         pipeline = Pipeline(
             port, port, port, store, clock, around.dice, 14, parking, self._report, tuple(known_sources())
@@ -274,6 +275,7 @@ class Intake(Process):
             settled=self._settled,
             report=self._report,
             pressed=lambda: arrivals.pressed(clock.monotonic()),
+            crowded=admission.crowded,
             may_begin=lambda: batches_allowed(guards),
         )
         # Beside what may be held: a claim under way, and what is being accepted.
@@ -289,7 +291,7 @@ class Intake(Process):
             clock,
             lambda: around.ids(self.clock),
             accepts_waiting_max=64,
-            admission=Admission(sizes.queue_s_max, arrivals, Quota(0, 1), clock),
+            admission=admission,
             is_sure=lambda: clock.is_sure,
         )
         add_IntakeServiceServicer_to_server(self.servicer, server.as_grpc)

@@ -195,7 +195,7 @@ class Calls:
                 call.answered()
                 call.start_patience()
             if failure.code == "RESOURCE_EXHAUSTED":
-                permit.refused()
+                permit.refused(self._wished_s(failure))
             elif failure.code == "DEADLINE_EXCEEDED":
                 permit.timed_out()
             elif failure.code not in AGAIN:
@@ -225,8 +225,8 @@ class Calls:
         if failure.code not in AGAIN:
             raise failure.refusal() from failure
         wait_s = self._backoff_s(call)
-        if failure.pushback_s is not None:
-            wait_s = failure.pushback_s * self._dice.uniform(1.0, PUSHBACK_JITTER)
+        if (wished_s := self._wished_s(failure)) is not None:
+            wait_s = wished_s
         while True:
             # A negative pushback means: not again.
             if wait_s < 0 or wait_s >= call.left_s:
@@ -238,6 +238,12 @@ class Calls:
             call.note("retry_budget_empty", {})
             call.failures += 1
             wait_s = self._backoff_s(call)
+
+    def _wished_s(self, failure: Failure) -> float | None:
+        """For how long the server wants to hear no more, exceeded by a little; None where it did not say."""
+        if failure.pushback_s is None:
+            return None
+        return failure.pushback_s * self._dice.uniform(1.0, PUSHBACK_JITTER)
 
     def _backoff_s(self, call: _Call) -> float:
         longest_s = min(BACKOFF_S_MAX, BACKOFF_S * 2.0 ** min(call.failures - 1, 30))

@@ -4,11 +4,11 @@ A Python server cannot shed its way out of overload, for refusing costs it as mu
 ms against 0.43 ms); so who calls must hold back. Measured at 6.5 times the load: 25 % of the peak without, 93 to 100 %
 with an in-flight limit in the client.
 
-`AdaptiveLimit` is the arithmetic, `Throttle` the queue in front of it. Signals are queue delay (told by the server, or
-latency above the least one seen), refusals and calls that ran out of time. Shaped after Netflix's concurrency-limits:
-grow only while at least half the limit is used, shrink by 0.9 for a little too much and never by more
-than half. Like TCP, it doubles a round trip until the first sign of a queue, and shrinks at most once a round trip:
-only a call sent after the last change says anything about it.
+`AdaptiveLimit` is the arithmetic, `Gates` what a refusal asks of its class, `Throttle` the queue in front of both.
+Signals are queue delay (told by the server, or latency above the least one seen), refusals and calls that ran out of
+time. Shaped after Netflix's concurrency-limits: grow only while at least half the limit is used, shrink by 0.9 for a
+little too much and never by more than half. Like TCP, it doubles a round trip until the first sign of a queue, and
+shrinks at most once a round trip: only a call sent after the last change says anything about it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ SMOOTH = 0.1
 DRIFT_PER_S = 0.001
 """How fast the least latency is forgotten, a share a second: a mesh that became slower for good is the new normal
 after minutes, a queue of seconds is not."""
+SHUT_S, SHUT_S_MAX = 0.2, 2.0
+"""For how long a class stays away where the other side does not say, and the longest that this grows to by itself."""
 
 
 class ThrottleSettings(BaseModel, frozen=True, extra="forbid"):
     """Bounds of the limit, and when a queue is too long."""
 
-    initial: Annotated[int, Field(ge=1)] = 4
+    initial: Annotated[int, Field(ge=1)] = 2
     """Calls in flight to begin with. Netflix begins with 20, in a server; of callers hundreds may begin at once. It
     doubles each round trip until the first sign of a queue."""
     floor: Annotated[int, Field(ge=1)] = 2
@@ -103,13 +105,68 @@ class AdaptiveLimit:
         self._shrunk_at = self._clock.monotonic()
 
 
+class Gates:
+    """Which classes of urgency the other side lets in. Pure.
+
+    A class that is turned away twice in a row, with no answer between, stays away for as long as it was asked to, and
+    then knocks with one call at a time until one is answered. Else each call of thousands would be sent to be told the
+    same, and those that are let in would queue behind them. Twice, since one of several replicas may be full alone.
+    What is true of a class is true of all that are less urgent; an answer to one, of all that are more urgent.
+    """
+
+    def __init__(self, classes: int, clock: Clock) -> None:
+        self._clock = clock
+        self._refusals = [0] * classes
+        self._shut_until = [float("-inf")] * classes
+        self._changed_at = [float("-inf")] * classes
+
+    def refused(self, urgency: int, sent_at: float, away_s: float | None) -> float:
+        """A call was turned away.
+
+        away_s  for how long the other side wants no such call; None: it did not say.
+        Answers for how long the gate of the class is shut by it, seconds; 0: it is not.
+        """
+        now = self._clock.monotonic()
+        shut_s = 0.0
+        for lower in range(urgency, len(self._refusals)):
+            if sent_at < self._changed_at[lower]:
+                continue  # It was on its way before: says nothing new.
+            self._refusals[lower] += 1
+            self._changed_at[lower] = now
+            if (again := self._refusals[lower] - 2) < 0:
+                continue
+            asked_s = SHUT_S if away_s is None else away_s
+            shut_s = max(asked_s, min(SHUT_S_MAX, asked_s * 2.0 ** min(again, 10)))
+            self._shut_until[lower] = now + shut_s
+        return shut_s
+
+    def answered(self, urgency: int) -> None:
+        """A call was let in."""
+        for upper in range(urgency + 1):
+            if self._refusals[upper]:
+                self._refusals[upper] = 0
+                self._shut_until[upper] = float("-inf")
+                self._changed_at[upper] = self._clock.monotonic()
+
+    def shut_s(self, urgency: int) -> float:
+        """For how long the class is to stay away, seconds."""
+        return max(0.0, self._shut_until[urgency] - self._clock.monotonic())
+
+    def lets_in(self, urgency: int, in_flight: int) -> bool:
+        """Whether one more call of the class may be sent when so many of it are in flight."""
+        if self._refusals[urgency] < 2:
+            return True
+        return not in_flight and not self.shut_s(urgency)
+
+
 class Permit:
     """Leave to have one call in flight. Ends once, by one of the four; a second ending changes nothing."""
 
-    __slots__ = ("_in_flight", "_sent_at", "_throttle")
+    __slots__ = ("_in_flight", "_sent_at", "_throttle", "_urgency")
 
-    def __init__(self, throttle: Throttle, in_flight: int, sent_at: float) -> None:
+    def __init__(self, throttle: Throttle, urgency: int, in_flight: int, sent_at: float) -> None:
         self._throttle: Throttle | None = throttle
+        self._urgency = urgency
         self._in_flight = in_flight
         self._sent_at = sent_at
 
@@ -126,12 +183,15 @@ class Permit:
                 # What the server tells of is behind its door; what waits before it shows in the latency alone.
                 queue_s = max(queue_s or 0.0, throttle.limit.delay_s(held_s))
             throttle.limit.answered(self._sent_at, self._in_flight, queue_s)
+            throttle.gates.answered(self._urgency)
             throttle._wake()
 
-    def refused(self) -> None:
-        """The call was turned away as too much."""
+    def refused(self, away_s: float | None = None) -> None:
+        """The call was turned away as too much; `away_s`: for how long no such call is wanted, None: not said."""
         if throttle := self._end():
             throttle.limit.refused(self._sent_at)
+            if shut_s := throttle.gates.refused(self._urgency, self._sent_at, away_s):
+                asyncio.get_running_loop().call_later(shut_s, throttle._wake)
             throttle._wake()
 
     def timed_out(self) -> None:
@@ -148,7 +208,7 @@ class Permit:
     def _end(self) -> Throttle | None:
         throttle, self._throttle = self._throttle, None
         if throttle:
-            throttle.in_flight -= 1
+            throttle._flying[self._urgency] -= 1
         return throttle
 
 
@@ -163,10 +223,17 @@ class Throttle:
         self._settings = settings
         self._clock = clock
         # Ordered, and cheap to leave from the middle: thousands may run out of time together.
-        self._waiting: list[OrderedDict[asyncio.Future[Permit], None]] = [OrderedDict() for _ in range(classes)]
+        # Each with the time by which its caller wants an answer.
+        self._waiting: list[OrderedDict[asyncio.Future[Permit], float]] = [OrderedDict() for _ in range(classes)]
+        self._flying = [0] * classes
         self._held_s = 0.0
         self.limit = AdaptiveLimit(settings, clock)
-        self.in_flight = 0
+        self.gates = Gates(classes, clock)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are sent and not ended."""
+        return sum(self._flying)
 
     @property
     def waiting(self) -> int:
@@ -177,23 +244,25 @@ class Throttle:
         """Seconds that a call of this class that came now would probably wait: those before it, at the pace at which
         permits come back. 0 while nothing is known."""
         ahead = sum(len(queue) for queue in self._waiting[: urgency + 1])
+        shut_s = self.gates.shut_s(urgency)
         if not ahead and self.in_flight < self.limit.calls:
-            return 0.0
-        return (ahead + 1) * self._held_s / self.limit.calls
+            return shut_s
+        return max(shut_s, (ahead + 1) * self._held_s / self.limit.calls)
 
     async def acquire(self, urgency: int, within_s: float) -> Permit:
         """Leave for one call, to be ended. Raises Overloaded where it would not come, or did not come, in time;
         `retry_s` is then the wait that was to be expected."""
         if not any(self._waiting[: urgency + 1]) and self._has_room(urgency):
-            return self._permit()
+            return self._permit(urgency)
         expected_s = self.expected_wait_s(urgency)
-        if expected_s > within_s:
+        # Its turn alone would be of no use: the answer takes as long again as answers take now.
+        if expected_s + (self._held_s if self.in_flight else 0.0) > within_s:
             raise Overloaded(
                 f"about {expected_s:.1f} s until this call's turn, and {max(0.0, within_s):.1f} s left", expected_s
             )
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         self._make_room(urgency, expected_s)
-        self._waiting[urgency][future] = None
+        self._waiting[urgency][future] = self._clock.monotonic() + within_s
         try:
             async with asyncio.timeout(within_s):
                 return await future
@@ -221,18 +290,29 @@ class Throttle:
     def _has_room(self, urgency: int) -> bool:
         """Whether one more of the class may be in flight. The last place is kept for the most urgent: under overload
         the limit is small, and who waits in front of a screen must not wait for calls that nobody is in a hurry for."""
+        if not self.gates.lets_in(urgency, self._flying[urgency]):
+            return False
         return self.in_flight < max(1, self.limit.calls - (urgency > 0))
 
-    def _permit(self) -> Permit:
-        self.in_flight += 1
-        return Permit(self, self.in_flight, self._clock.monotonic())
+    def _permit(self, urgency: int) -> Permit:
+        self._flying[urgency] += 1
+        return Permit(self, urgency, self.in_flight, self._clock.monotonic())
 
     def _held(self, seconds: float) -> None:
         self._held_s += (seconds - self._held_s) * (SMOOTH if self._held_s else 1.0)
 
     def _wake(self) -> None:
+        now = self._clock.monotonic()
         for urgency, queue in enumerate(self._waiting):
             while queue and self._has_room(urgency):
-                future, _ = queue.popitem(last=False)
-                if not future.done():
-                    future.set_result(self._permit())
+                future, ends_at = queue.popitem(last=False)
+                if future.done():
+                    continue
+                if self.in_flight and ends_at - now < self._held_s:
+                    # The mesh would do the work, and nobody would hear of it. While none is in flight one is sent
+                    # all the same: else nobody would ever learn that answers take less time again.
+                    future.set_exception(
+                        Overloaded(f"its turn came too late: answers take {self._held_s:.1f} s", self._held_s)
+                    )
+                    continue
+                future.set_result(self._permit(urgency))

@@ -20,11 +20,13 @@ QUEUE_SHARES = {1: 1.0, 2: 0.5}
 """Share of the longest queue delay at which a class is turned away, by priority: interactive, partner; others at a
 quarter. What can wait goes first."""
 OTHERS_SHARE = 0.25
-URGENT_SHARES = {1: 1.0, 2: 0.15}
-URGENT_OTHERS_SHARE = 0.08
+URGENT_SHARES = {1: 1.0, 2: 0.05}
+URGENT_OTHERS_SHARE = 0.025
 """The same while interactive submits come in, for whom every call before the door is one more to wait for."""
 URGENT_WITHIN_S = 1.0
 """How long after an interactive submit that holds."""
+CROWDED_S, CROWDED_FOR_S = 0.05, 1.0
+"""An interactive submit that queued for so long makes it crowded for a while: deciding makes room."""
 
 
 class Admission:
@@ -38,7 +40,7 @@ class Admission:
         self._arrivals = arrivals
         self._quota = quota
         self._clock = clock
-        self._urgent_at = float("-inf")
+        self._urgent_at = self._crowded_at = float("-inf")
 
     def arrived(self, said: Mapping[str, str]) -> tuple[str, float]:
         """Who calls, and for how long the call queued before we saw it, seconds. What is proven about the caller goes
@@ -54,21 +56,26 @@ class Admission:
         # By caller too: whoever learns another's name for its clock must not set it.
         return client, self._arrivals.delay_s(f"{client}/{sender}", sent_at, now)
 
-    def admit(self, client: str, priority: int, count: int, queued_s: float) -> None:
-        """Let `count` applications in. Raises Overloaded or OverQuota with when to come back; then nothing is counted.
+    def let_in(self, priority: int, queued_s: float) -> None:
+        """Whether one of this class may come in now. Raises Overloaded with when to come back.
 
         queued_s  how long requests queue, before the door or behind it.
         """
         now = self._clock.monotonic()
         if priority == INTERACTIVE:
             self._urgent_at = now
+            if queued_s > CROWDED_S:
+                self._crowded_at = now
         if now < self._urgent_at + URGENT_WITHIN_S:
             share = URGENT_SHARES.get(priority, URGENT_OTHERS_SHARE)
         else:
             share = QUEUE_SHARES.get(priority, OTHERS_SHARE)
         if queued_s > self._queue_s_max * share:
-            raise Overloaded(f"storing is {queued_s:.1f} s behind; nothing was stored", retry_s=max(0.2, queued_s))
-        self.pay(client, count)
+            raise Overloaded(f"storing is {queued_s:.2g} s behind; nothing was stored", retry_s=max(0.2, queued_s))
+
+    def crowded(self) -> bool:
+        """Whether an interactive submit had to queue a moment ago."""
+        return self._clock.monotonic() < self._crowded_at + CROWDED_FOR_S
 
     def pay(self, client: str, count: int) -> None:
         """Count so much work against the caller's quota. Raises OverQuota; then nothing is counted."""

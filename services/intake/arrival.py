@@ -17,6 +17,8 @@ SENDERS_MAX = 10_000
 """Senders remembered; the one not heard of for the longest is forgotten, and starts anew."""
 FORGET_S = 60.0
 """How long a least difference counts, and once more as long: clocks drift apart."""
+ASSUMED_S = 5.0
+"""How long it is assumed of a new sender that its first call waited as long as others did: then its own word counts."""
 STANDING_S = 0.05
 """From this queue on, storing comes before deciding: where even the quickest of an interval had to wait for so long."""
 INTERVAL_S = 0.2
@@ -40,7 +42,7 @@ class Arrivals:
         self._least: OrderedDict[str, tuple[float, float, float]] = OrderedDict()
         self._began = float("-inf")
         self._least_delay_s = 0.0
-        self._standing = False
+        self._stood_s = 0.0
         self._held_s = 0.0
         self._held_at = float("-inf")
 
@@ -51,7 +53,9 @@ class Arrivals:
         sent_at, now  monotonic seconds, of the sender's clock and of ours.
         """
         way_s = now - sent_at
-        current, before, began = self._least.pop(sender, (way_s, way_s, now))
+        known = self._least.pop(sender, None)
+        # Whoever comes while a queue stands has waited in it as well, though nobody knows its clock yet.
+        current, before, began = known or (way_s, way_s - self._standing_s(now), now - FORGET_S + ASSUMED_S)
         if now - began > FORGET_S:
             current, before, began = way_s, current, now
         current = min(current, way_s)
@@ -71,15 +75,19 @@ class Arrivals:
 
     def pressed(self, now: float) -> bool:
         """Whether a queue stands before the door, or at the callers'."""
-        standing = self._standing and now < self._began + 2 * INTERVAL_S
+        standing = self._standing_s(now) > STANDING_S
         return standing or (self._held_s > HELD_S and now < self._held_at + 2 * INTERVAL_S)
+
+    def _standing_s(self, now: float) -> float:
+        """What even the quickest of the last interval had to wait, seconds; 0 where that is too long ago."""
+        return self._stood_s if now < self._began + 2 * INTERVAL_S else 0.0
 
     def _note(self, delay_s: float, now: float) -> None:
         if now < self._began + INTERVAL_S:
             self._least_delay_s = min(self._least_delay_s, delay_s)
             return
         # An interval in which hardly anybody came says nothing of the next.
-        self._standing = self._least_delay_s > STANDING_S and now < self._began + 2 * INTERVAL_S
+        self._stood_s = self._least_delay_s if now < self._began + 2 * INTERVAL_S else 0.0
         self._began, self._least_delay_s = now, delay_s
 
 

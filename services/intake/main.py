@@ -166,6 +166,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         poll_s=settings.lease.poll_s,
         settled=settled,
         pressed=lambda: arrivals.pressed(clock.monotonic()),
+        crowded=admission.crowded,
         may_begin=lambda: batches_allowed(guards),
         report=report,
     )

@@ -26,10 +26,10 @@ class Reception:
         self._vitals = vitals
         self._record = record
 
-    def offered(self, news: Iterable[New]) -> None:
-        """These came, and are sound; whether they are stored is seen later."""
-        for new in news:
-            self._vitals.offered[PRIORITIES[new.priority]] += 1
+    def offered(self, priorities: Iterable[int]) -> None:
+        """Applications of these classes came to the door; whether they are let in and stored is seen later."""
+        for priority in priorities:
+            self._vitals.offered[PRIORITIES[priority]] += 1
 
     def acknowledged(self, news: Sequence[New], stored: Sequence[Stored], took_s: float) -> None:
         """These, of one call, are on disk; one record a call, under its first one's priority."""

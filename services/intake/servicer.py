@@ -115,9 +115,12 @@ class IntakeServicer(IntakeServiceServicer):
         """Store, acknowledge; wait for the decision where asked."""
         client, delay_s = self._admission.arrived(said())
         started = self._clock.monotonic()
+        priority = request.application.priority or pb.PRIORITY_INTERACTIVE
+        self._reception.offered((priority,))
+        # Before anything is made of it: turning away must stay cheap when many are.
+        self._admission.let_in(priority, max(delay_s, self._accepts.waited_s))
         new = self._new(request.parent, request, client, self._traceparent())
-        self._reception.offered((new,))
-        self._admission.admit(client, new.priority, 1, max(delay_s, self._accepts.waited_s))
+        self._admission.pay(client, 1)
         wait_s = request.wait.ToNanoseconds() / 1e9
         with self._watch(new.id) as watching:
             stored = await self._accept(new)
@@ -155,9 +158,10 @@ class IntakeServicer(IntakeServiceServicer):
                 wrong += 1
                 result.error.CopyFrom(item_status(error))
         # As the least urgent among them: one interactive item must not carry hundreds of others through the door.
-        self._reception.offered(new for _, new in good)
+        self._reception.offered(new.priority for _, new in good)
         least_urgent = max((new.priority for _, new in good), default=pb.PRIORITY_BULK)
-        self._admission.admit(client, least_urgent, len(good), max(delay_s, self._accepts.waited_s))
+        self._admission.let_in(least_urgent, max(delay_s, self._accepts.waited_s))
+        self._admission.pay(client, len(good))
         if len(self._aside) >= self._aside_max:
             raise Overloaded(f"{len(self._aside)} batches are being stored already; nothing was stored", retry_s=0.5)
         stored = await asyncio.shield(self._accept_aside([new for _, new in good]))
@@ -285,12 +289,14 @@ class IntakeServicer(IntakeServiceServicer):
 
     async def GetApplication(self, request: pb.GetApplicationRequest, context: _Context) -> pb.GetApplicationResponse:
         """One application."""
+        self._admission.arrived(said())  # What is learned of its clock serves when all are in a hurry.
         return pb.GetApplicationResponse(application=await self._read(request.name))
 
     async def ListApplications(
         self, request: pb.ListApplicationsRequest, context: _Context
     ) -> pb.ListApplicationsResponse:
         """A page."""
+        self._admission.arrived(said())
         page, token = await self._store.page(
             request.parent, request.page_size or 50, request.page_token, request.filter, request.order_by
         )

@@ -29,6 +29,10 @@ a full one is there. Without it 64 callers were decided ten at a time; with it t
 RESTS = 3
 """While requests queue at the door, deciding rests three times as long as its last batch took: what is stored can be
 decided later, but who is not answered in time is lost."""
+CROWDED_PART = 4
+"""Into how many parts a full batch is cut while it is crowded at the door."""
+WIDEN_S = 0.25
+"""Least time from one more batch side by side to the next one more."""
 SLOW_BATCH_S = 1.5
 """A source that hangs holds a batch up for the second that bureau waits; what takes longer is a queue of our making."""
 PACED_S = 2.0
@@ -53,6 +57,8 @@ class Worker:
     report   called with an event name and facts when something went wrong that mends itself.
     settled  called with what was committed, by application id.
     pressed  whether requests queue at the door.
+    crowded  whether somebody in a hurry waited there a moment ago: then one batch at a time, since the callers wait
+             for all that are under way together.
     may_begin  how many batches may be under way for those we depend on: 0 while one is known to be down, 1 while it
              is being tried; None: as many as we like.
     """
@@ -71,6 +77,7 @@ class Worker:
         settled: Callable[[Mapping[str, Result]], None],
         report: Callable[..., None],
         pressed: Callable[[], bool] = lambda: False,
+        crowded: Callable[[], bool] = lambda: False,
         may_begin: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._leases = leases
@@ -84,8 +91,10 @@ class Worker:
         self._settled = settled
         self._report = report
         self._pressed = pressed
+        self._crowded = crowded
         self._may_begin = may_begin
-        self._rest_until = self._gather_until = self._down_until = self._narrowed_at = float("-inf")
+        self._rest_until = self._gather_until = self._down_until = float("-inf")
+        self._narrowed_at = self._widened_at = self._began_at = float("-inf")
         self._wide = float(batches)
         self._held = Held()
         self._pace = Pace()
@@ -162,10 +171,12 @@ class Worker:
 
     def _fill(self) -> None:
         while self._held and self._may_start():
-            size = self._pace.allowance(self._clock.monotonic(), min(self._batch_max, len(self._held)))
+            most = self._batch_max // (CROWDED_PART if self._crowded() else 1)
+            size = self._pace.allowance(self._clock.monotonic(), min(max(1, most), len(self._held)))
             if size == 0:
                 break
             self._pace.begun(size)
+            self._began_at = self._clock.monotonic()
             batch = self._held.take(size)
             self._working.update(((claim.id, claim.fence), claim) for claim in batch)
             # A context of its own: the batch must not inherit the deadline of whichever caller happened to start it.
@@ -182,18 +193,23 @@ class Worker:
 
     def _may_start(self) -> bool:
         now, under_way = self._clock.monotonic(), len(self._under_way)
+        if self._crowded():
+            self._wide, self._widened_at = 1.0, now
         if now < self._down_until or under_way >= self._most_batches:
             return False
         if self._pressed() and (under_way or now < self._rest_until):
             return False
         if not under_way:
             return now >= self._gather_until or len(self._held) * 2 >= self._batch_max
+        if now - self._began_at < LINGER_S:
+            return False
         return len(self._held) >= self._batch_max or now - self._held.came_first_at() >= LINGER_S
 
     def _side_by_side(self, took_s: float, now: float) -> None:
         """Fewer batches side by side when they take longer than a slow source makes them: those we ask are full."""
         if took_s < SLOW_BATCH_S:
-            self._wide = min(float(self._batches), self._wide + 1 / self._wide)
+            if now >= self._widened_at + WIDEN_S:
+                self._wide, self._widened_at = min(float(self._batches), self._wide + 1 / self._wide), now
         elif now - took_s >= self._narrowed_at:
             self._wide, self._narrowed_at = max(1.0, self._wide / 2), now
 

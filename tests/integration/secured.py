@@ -43,7 +43,7 @@ class Intake(IntakeServiceServicer):
 
     async def SubmitApplication(self, request: pb.SubmitApplicationRequest, context: Any) -> Any:
         client, _ = self.admission.arrived(said())
-        self.admission.admit(client, 1, 1, 0.0)
+        self.admission.pay(client, 1)
         self.callers.append(client)
         return pb.SubmitApplicationResponse(application=pb.Application(name=NAME))
 

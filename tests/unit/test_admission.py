@@ -35,43 +35,49 @@ def a_door(quota: Quota | None = None, clock: FakeClock | None = None) -> Admiss
 def test_what_can_wait_is_turned_away_first(queued_s: float, let_in: set[int]) -> None:
     for priority in (INTERACTIVE, PARTNER, BULK, REASSESSMENT):
         if priority in let_in:
-            a_door().admit("app", priority, 1, queued_s)
+            a_door().let_in(priority, queued_s)
         else:
             with pytest.raises(Overloaded) as refused:
-                a_door().admit("app", priority, 1, queued_s)
+                a_door().let_in(priority, queued_s)
             assert refused.value.retry_s >= 0.2
 
 
 def test_while_somebody_waits_in_front_of_a_screen_what_can_wait_queues_for_less() -> None:
     clock = FakeClock()
     door = a_door(clock=clock)
-    door.admit("app", BULK, 1, 0.2)
-    door.admit("app", INTERACTIVE, 1, 0.2)
+    door.let_in(BULK, 0.2)
+    door.let_in(INTERACTIVE, 0.2)
     clock.advance(0.9)
     for priority in (PARTNER, BULK):
         with pytest.raises(Overloaded):
-            door.admit("app", priority, 1, 0.2)
-    door.admit("app", INTERACTIVE, 1, 0.9)
+            door.let_in(priority, 0.2)
+    door.let_in(INTERACTIVE, 0.9)
     clock.advance(1.1)
-    door.admit("app", BULK, 1, 0.2)
+    door.let_in(BULK, 0.2)
+
+
+def test_it_is_crowded_for_a_while_after_somebody_in_a_hurry_had_to_queue() -> None:
+    clock = FakeClock()
+    door = a_door(clock=clock)
+    door.let_in(BULK, 0.2)
+    door.let_in(INTERACTIVE, 0.04)
+    assert not door.crowded()
+    door.let_in(INTERACTIVE, 0.06)
+    clock.advance(0.9)
+    assert door.crowded()
+    clock.advance(0.2)
+    assert not door.crowded()
 
 
 def test_a_caller_over_its_quota_is_told_when_to_come_back_and_nobody_else() -> None:
     door = a_door(Quota(2.0, 1))
-    door.admit("greedy", INTERACTIVE, 1, 0.0)
+    door.pay("greedy", 1)
     with pytest.raises(OverQuota) as refused:
-        door.admit("greedy", INTERACTIVE, 1, 0.0)
+        door.pay("greedy", 1)
     assert 0 < refused.value.retry_s <= 0.5
     assert "its quota of 2 applications a second, 1 at once" in str(refused.value)
     assert "there is room again in 0.5 s" in str(refused.value)
-    door.admit("modest", INTERACTIVE, 1, 0.0)
-
-
-def test_who_is_turned_away_for_the_queue_does_not_pay_for_it() -> None:
-    door = a_door(Quota(0.001, 1))
-    with pytest.raises(Overloaded):
-        door.admit("app", INTERACTIVE, 1, 5.0)
-    door.admit("app", INTERACTIVE, 1, 0.0)
+    door.pay("modest", 1)
 
 
 def test_the_queue_before_the_door_is_told_from_the_senders_clock() -> None:
@@ -86,7 +92,7 @@ def test_the_queue_before_the_door_is_told_from_the_senders_clock() -> None:
 
 async def test_what_is_assessed_again_counts_as_what_is_new() -> None:
     door = a_door(Quota(0.001, 1))
-    door.admit("greedy", INTERACTIVE, 1, 0.0)
+    door.pay("greedy", 1)
     nobody = cast(Any, None)
     servicer = IntakeServicer(
         nobody, nobody, nobody, nobody, nobody, nobody, {}, FakeClock(), str, accepts_waiting_max=1, admission=door,

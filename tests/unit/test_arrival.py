@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.intake.arrival import FORGET_S, SENDERS_MAX, Arrivals, read_sent
+from services.intake.arrival import ASSUMED_S, FORGET_S, SENDERS_MAX, Arrivals, read_sent
 
 
 def test_what_exceeds_the_quickest_way_is_queue() -> None:
@@ -66,6 +66,20 @@ def test_a_burst_does_not_press_however_long_its_last_had_to_wait() -> None:
     for tenth in range(30):
         come(arrivals, 10.0 + tenth / 10, 0.0, 0.05, 0.1, 0.3)
         assert not arrivals.pressed(10.0 + tenth / 10)
+
+
+def test_who_comes_first_while_a_queue_stands_has_waited_in_it_too() -> None:
+    arrivals = Arrivals()
+    come(arrivals, 10.0, 0.0)
+    for tenth in range(10):
+        come(arrivals, 10.3 + tenth / 10, 0.2, 0.4)
+    assert arrivals.delay_s("new", 7000.0, 11.3) == pytest.approx(0.2)
+    assert arrivals.delay_s("new", 7000.1, 11.4) == pytest.approx(0.2)
+    for second in range(int(ASSUMED_S) + 1):
+        assert arrivals.delay_s("late", float(second), 20.0 + second) == 0.0, "none stands any more"
+    for second in range(2 * int(ASSUMED_S) + 2):
+        delay_s = arrivals.delay_s("new", 7000.1 + second, 11.4 + second)
+    assert delay_s == 0.0, "what was assumed is forgotten, should it have been wrong"
 
 
 def test_senders_are_bounded() -> None:

@@ -53,7 +53,7 @@ def test_what_comes_is_offered_and_what_was_stored_before_is_not_accepted_again(
     vitals, recorded = Vitals(), list[tuple[float, dict[str, str]]]()
     reception = Reception(vitals, lambda took_s, by: recorded.append((took_s, dict(by))))
     news = [a_new("a", priority=3), a_new("b", priority=1)]
-    reception.offered(news)
+    reception.offered(new.priority for new in news)
     reception.acknowledged(news, [Stored("a", "", existed=False), Stored("b", "", existed=True)], 0.25)
     assert vitals.offered == {"bulk": 1, "interactive": 1}
     assert vitals.accepted == {"bulk": 1}

@@ -9,7 +9,7 @@ import pytest
 
 from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.errors import Overloaded
-from loanmesh.runtime.throttle import AdaptiveLimit, Permit, Throttle, ThrottleSettings
+from loanmesh.runtime.throttle import SHUT_S_MAX, AdaptiveLimit, Gates, Permit, Throttle, ThrottleSettings
 from tests.virtual import VirtualClock, run
 
 INTERACTIVE, PARTNER, BULK = 0, 1, 2
@@ -302,3 +302,78 @@ async def test_the_last_place_is_kept_for_who_waits_in_front_of_a_screen() -> No
     (await second).release()
     alone = Throttle(ThrottleSettings(initial=1, floor=1, ceiling=1), FakeClock())
     (await alone.acquire(BULK, 1.0)).release()
+
+
+def test_a_class_that_is_turned_away_twice_stays_away_longer_each_time_and_knocks_with_one_call() -> None:
+    clock = FakeClock()
+    gates = Gates(3, clock)
+    assert gates.refused(PARTNER, clock.monotonic(), 0.3) == 0, "one replica of several may be full alone"
+    assert gates.lets_in(PARTNER, 7)
+    shut_s = []
+    for _ in range(5):
+        clock.advance(5)
+        assert gates.lets_in(PARTNER, 0)
+        shut_s.append(gates.refused(PARTNER, clock.monotonic(), 0.3))
+        assert not gates.lets_in(PARTNER, 0)
+        assert gates.shut_s(PARTNER) == pytest.approx(shut_s[-1])
+        assert gates.shut_s(BULK) == gates.shut_s(PARTNER), "what is less urgent is not let in either"
+        assert gates.lets_in(INTERACTIVE, 7)
+    assert shut_s == pytest.approx([0.3, 0.6, 1.2, SHUT_S_MAX, SHUT_S_MAX])
+    clock.advance(SHUT_S_MAX)
+    assert gates.lets_in(PARTNER, 0)
+    assert not gates.lets_in(PARTNER, 1)
+    gates.answered(PARTNER)
+    assert gates.lets_in(PARTNER, 7)
+    assert not gates.lets_in(BULK, 1), "that one was let in says nothing of those who are in less of a hurry"
+
+
+def test_a_longer_wish_is_granted_and_what_was_under_way_before_says_nothing_new() -> None:
+    clock = FakeClock()
+    gates = Gates(3, clock)
+    clock.advance(1)
+    gates.refused(BULK, 0.5, 5.0)
+    assert all(gates.refused(BULK, 0.6, 5.0) == 0 for _ in range(20)), "they were sent before the first was refused"
+    assert gates.refused(BULK, 1.0, 5.0) == 5.0
+    assert gates.refused(BULK, 0.9, None) == 0
+    assert gates.shut_s(BULK) == 5.0
+
+
+def test_a_shut_gate_opens_by_itself_and_who_cannot_wait_for_it_is_told_at_once() -> None:
+    async def scenario() -> None:
+        clock = VirtualClock()
+        throttle = Throttle(ThrottleSettings(), clock)
+        for _ in range(2):
+            await clock.sleep(0.1)
+            (await throttle.acquire(BULK, 10)).refused(1.0)
+        with pytest.raises(Overloaded, match=r"about 1\.0 s"):
+            await throttle.acquire(BULK, 0.5)
+        (await throttle.acquire(INTERACTIVE, 0.5)).release()
+        started = clock.monotonic()
+        first, second = (asyncio.ensure_future(throttle.acquire(BULK, 10)) for _ in range(2))
+        permit = await first
+        assert clock.monotonic() == pytest.approx(started + 1.0)
+        assert not second.done(), "one call knocks"
+        permit.answered(0.0)
+        (await second).release()
+
+    run(scenario())
+
+
+def test_no_turn_is_given_to_who_would_not_be_there_for_the_answer() -> None:
+    async def scenario() -> None:
+        clock = VirtualClock()
+        throttle = Throttle(ThrottleSettings(initial=2, floor=2, ceiling=2), clock)
+        first, other = [await throttle.acquire(INTERACTIVE, 10) for _ in range(2)]
+        hasty, patient = (asyncio.ensure_future(throttle.acquire(INTERACTIVE, s)) for s in (1.5, 5.0))
+        await clock.sleep(1.0)
+        first.answered(0.0)  # Half a second is left to the first in line, and answers take one.
+        with pytest.raises(Overloaded, match=r"too late: answers take 1\.0 s"):
+            await hasty
+        held = await patient
+        with pytest.raises(Overloaded):
+            await throttle.acquire(INTERACTIVE, 1.4)  # Its turn would come in half a second.
+        other.release()
+        held.release()
+        (await throttle.acquire(INTERACTIVE, 0.1)).release()  # Nobody is before it: how long it takes is to be seen.
+
+    run(scenario())

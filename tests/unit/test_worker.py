@@ -129,6 +129,9 @@ async def test_a_second_batch_starts_when_it_is_full_or_its_first_member_has_wai
     assert begun == [1]
     worker.offer(some_claims(2, first=3))
     await turns()
+    assert begun == [1], "a full one, and those who answer at the door get their turn first"
+    clock.advance(0.021)
+    await turns()
     assert begun == [1, 4]
     worker.offer(some_claims(1, first=5))
     await turns()
@@ -184,6 +187,38 @@ async def test_deciding_rests_while_requests_queue_at_the_door() -> None:
     await turns(200)
     assert len(begun) == 5
     assert begun[4] - begun[3] < 0.2
+    await worker.drain()
+
+
+async def test_while_it_is_crowded_at_the_door_small_batches_follow_one_another_and_then_there_are_more_again() -> None:
+    clock = FakeClock()
+    crowded = True
+    sizes: list[int] = []
+    at_once: list[int] = []
+    under_way = 0
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        nonlocal under_way
+        under_way += 1
+        sizes.append(len(claims))
+        at_once.append(under_way)
+        await clock.sleep(0.1)
+        await turns(5)
+        under_way -= 1
+        return deferred(claims)
+
+    worker = Worker(Leases(), decide_batch, clock, batch_max=8, batches=3, held_max=10_000, lease_s=9, poll_s=1,
+                    settled=lambda results: None, report=lambda *_, **__: None, crowded=lambda: crowded)  # fmt: skip
+    worker.offer(some_claims(20))
+    await turns(500)
+    assert set(sizes) == {2}
+    assert set(at_once) == {1}
+    crowded = False
+    worker.offer(some_claims(2000, first=100))
+    await turns(5000)
+    assert max(sizes) == 8
+    assert max(at_once) == 3
+    assert at_once[len(at_once) // 2 :].count(3) > 20, "what was narrowed widens again by itself"
     await worker.drain()
 
 
@@ -269,7 +304,7 @@ async def test_batches_that_take_too_long_are_fewer_side_by_side() -> None:
         nonlocal under_way
         under_way += 1
         at_once.append(under_way)
-        await turns(5)
+        await turns(50)
         clock.advance(2.0)
         under_way -= 1
         return deferred(claims)
