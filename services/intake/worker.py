@@ -30,7 +30,8 @@ RESTS = 3
 """While requests queue at the door, deciding rests three times as long as its last batch took: what is stored can be
 decided later, but who is not answered in time is lost."""
 CROWDED_PART = 4
-"""Into how many parts a full batch is cut while it is crowded at the door."""
+"""Into how many parts a full batch is cut while it is crowded at the door and more than one batch waits: then decisions
+are late anyway, and who knocks waits for a quarter of the time."""
 WIDEN_S = 0.25
 """Least time from one more batch side by side to the next one more."""
 SLOW_BATCH_S = 1.5
@@ -171,8 +172,7 @@ class Worker:
 
     def _fill(self) -> None:
         while self._held and self._may_start():
-            most = self._batch_max // (CROWDED_PART if self._crowded() else 1)
-            size = self._pace.allowance(self._clock.monotonic(), min(max(1, most), len(self._held)))
+            size = self._pace.allowance(self._clock.monotonic(), self._full_batch)
             if size == 0:
                 break
             self._pace.begun(size)
@@ -185,6 +185,11 @@ class Worker:
             task.add_done_callback(self._done)
         if self._held and not self._draining and (self._lingering is None or self._lingering.done()):
             self._lingering = asyncio.create_task(self._linger(), context=contextvars.Context())
+
+    @property
+    def _full_batch(self) -> int:
+        cut = len(self._held) > self._batch_max and self._crowded()
+        return min(len(self._held), max(1, self._batch_max // CROWDED_PART) if cut else self._batch_max)
 
     @property
     def _most_batches(self) -> int:
