@@ -85,10 +85,10 @@ class Wait:
 
 
 class Lane:
-    """Calls of about the same size, under one adaptive limit."""
+    """Calls of about the same size, under one adaptive limit. `gated`: see Throttle."""
 
-    def __init__(self, settings: ThrottleSettings, attempts: Attempts, clock: Clock) -> None:
-        self.throttle = Throttle(settings, clock)
+    def __init__(self, settings: ThrottleSettings, attempts: Attempts, clock: Clock, *, gated: bool = True) -> None:
+        self.throttle = Throttle(settings, clock, gated=gated)
         self.attempts = attempts
 
 

@@ -46,7 +46,7 @@ class Client:
     client_id    who calls; request ids are unique per client. Over TLS, certificate or token say it instead.
     patience_s   how long to repeat a call that finds the mesh busy or away, where the call names no deadline.
     security     certificates, CA and token; None: no TLS, which a mesh answers on its own machine only.
-    throttle     bounds of the limit on calls in flight.  budget  how much may be repeated.
+    throttle     bounds of the limits on submits and on other calls in flight.  budget  how much may be repeated.
     clock, dice, new_id, transport   where time, chance, request ids and answers come from; for tests and simulators.
 
     Every method raises CallFailed (change the request), Unreachable (send it again later, same request_id) or
@@ -77,6 +77,8 @@ class Client:
         self._transport = transport or GrpcTransport(address, security, self._clock)
         self._one = Lane(throttle or ThrottleSettings(), ONE_CALL, self._clock)
         self._many = Lane(MANY_THROTTLE, MANY_ATTEMPTS, self._clock)
+        # What is not let in as new may be read and changed all the same.
+        self._rest = Lane(throttle or ThrottleSettings(), ONE_CALL, self._clock, gated=False)
         self._calls = Calls(
             self._transport,
             (("loanmesh-client", client_id),),
@@ -243,13 +245,14 @@ class Client:
 
     @property
     def in_flight_limit(self) -> int:
-        """Calls that may be in flight now, as learned from the mesh's answers; batches have a limit of their own."""
+        """Submits that may be in flight now, as learned from the mesh's answers; batches and what is not a submit have
+        limits of their own."""
         return self._one.throttle.limit.calls
 
     @property
     def waiting(self) -> int:
         """Calls that wait here for their turn."""
-        return self._one.throttle.waiting + self._many.throttle.waiting
+        return sum(lane.throttle.waiting for lane in (self._one, self._many, self._rest))
 
     # --- Within ---
 
@@ -290,7 +293,7 @@ class Client:
         return await self._calls.unary(
             method,
             request,
-            self._one,
+            self._rest,
             deadline_s=self._patience_s if deadline_s is None else deadline_s,
             steady=method in _STEADY,
             request_id=getattr(request, "request_id", None),

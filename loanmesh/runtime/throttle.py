@@ -29,8 +29,10 @@ SMOOTH = 0.1
 DRIFT_PER_S = 0.001
 """How fast the least latency is forgotten, a share a second: a mesh that became slower for good is the new normal
 after minutes, a queue of seconds is not."""
-SHUT_S, SHUT_S_MAX = 0.2, 2.0
-"""For how long a class stays away where the other side does not say, and the longest that this grows to by itself."""
+SHUT_S, SHUT_S_LEAST, SHUT_S_MAX = 0.2, 0.05, 2.0
+"""For how long a class stays away where the other side does not say; the shortest and the longest time in any case."""
+KNOCK_S = 0.5
+"""How long a class that knocks waits for what becomes of it, before it knocks once more."""
 
 
 class ThrottleSettings(BaseModel, frozen=True, extra="forbid"):
@@ -109,9 +111,9 @@ class Gates:
     """Which classes of urgency the other side lets in. Pure.
 
     A class that is turned away twice in a row, with no answer between, stays away for as long as it was asked to, and
-    then knocks with one call at a time until one is answered. Else each call of thousands would be sent to be told the
-    same, and those that are let in would queue behind them. Twice, since one of several replicas may be full alone.
-    What is true of a class is true of all that are less urgent; an answer to one, of all that are more urgent.
+    then knocks with one call until one is answered. Else each call of thousands would be sent to be told the same, and
+    those that are let in would queue behind them. Twice, since one of several replicas may be full alone. What is true
+    of a class is true of all that are less urgent; an answer to one, of all that are more urgent.
     """
 
     def __init__(self, classes: int, clock: Clock) -> None:
@@ -120,25 +122,21 @@ class Gates:
         self._shut_until = [float("-inf")] * classes
         self._changed_at = [float("-inf")] * classes
 
-    def refused(self, urgency: int, sent_at: float, away_s: float | None) -> float:
+    def refused(self, urgency: int, sent_at: float, away_s: float | None) -> None:
         """A call was turned away.
 
-        away_s  for how long the other side wants no such call; None: it did not say.
-        Answers for how long the gate of the class is shut by it, seconds; 0: it is not.
+        away_s  for how long the other side wants no such call; None: it did not say. Of a long time, or of none, no
+                more is taken than makes sense for a whole class: who was refused may wait for longer by itself.
         """
         now = self._clock.monotonic()
-        shut_s = 0.0
+        asked_s = SHUT_S if away_s is None or away_s < 0 else min(max(away_s, SHUT_S_LEAST), SHUT_S_MAX)
         for lower in range(urgency, len(self._refusals)):
             if sent_at < self._changed_at[lower]:
                 continue  # It was on its way before: says nothing new.
             self._refusals[lower] += 1
             self._changed_at[lower] = now
-            if (again := self._refusals[lower] - 2) < 0:
-                continue
-            asked_s = SHUT_S if away_s is None else away_s
-            shut_s = max(asked_s, min(SHUT_S_MAX, asked_s * 2.0 ** min(again, 10)))
-            self._shut_until[lower] = now + shut_s
-        return shut_s
+            if (again := self._refusals[lower] - 2) >= 0:
+                self._shut_until[lower] = now + min(SHUT_S_MAX, asked_s * 2.0 ** min(again, 10))
 
     def answered(self, urgency: int) -> None:
         """A call was let in."""
@@ -148,15 +146,14 @@ class Gates:
                 self._shut_until[upper] = float("-inf")
                 self._changed_at[upper] = self._clock.monotonic()
 
-    def shut_s(self, urgency: int) -> float:
-        """For how long the class is to stay away, seconds."""
-        return max(0.0, self._shut_until[urgency] - self._clock.monotonic())
+    def sent(self, urgency: int) -> None:
+        """A call of the class is sent. Where it knocks, the next one may not for a while: it may hang."""
+        if self._refusals[urgency] >= 2:
+            self._shut_until[urgency] = self._clock.monotonic() + KNOCK_S
 
-    def lets_in(self, urgency: int, in_flight: int) -> bool:
-        """Whether one more call of the class may be sent when so many of it are in flight."""
-        if self._refusals[urgency] < 2:
-            return True
-        return not in_flight and not self.shut_s(urgency)
+    def shut_s(self, urgency: int) -> float:
+        """For how long the class is to send nothing, seconds."""
+        return max(0.0, self._shut_until[urgency] - self._clock.monotonic())
 
 
 class Permit:
@@ -190,8 +187,8 @@ class Permit:
         """The call was turned away as too much; `away_s`: for how long no such call is wanted, None: not said."""
         if throttle := self._end():
             throttle.limit.refused(self._sent_at)
-            if shut_s := throttle.gates.refused(self._urgency, self._sent_at, away_s):
-                asyncio.get_running_loop().call_later(shut_s, throttle._wake)
+            if throttle.gated:
+                throttle.gates.refused(self._urgency, self._sent_at, away_s)
             throttle._wake()
 
     def timed_out(self) -> None:
@@ -217,9 +214,10 @@ class Throttle:
     cannot help. For one event loop.
 
     classes  how many classes of urgency there are; 0 is the most urgent.
+    gated    whether a class that is turned away stays away: for calls of one kind, of which all are told the same.
     """
 
-    def __init__(self, settings: ThrottleSettings, clock: Clock, classes: int = 3) -> None:
+    def __init__(self, settings: ThrottleSettings, clock: Clock, classes: int = 3, *, gated: bool = True) -> None:
         self._settings = settings
         self._clock = clock
         # Ordered, and cheap to leave from the middle: thousands may run out of time together.
@@ -228,7 +226,10 @@ class Throttle:
         self._flying = [0] * classes
         self._held_s = 0.0
         self.limit = AdaptiveLimit(settings, clock)
+        self.gated = gated
         self.gates = Gates(classes, clock)
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     @property
     def in_flight(self) -> int:
@@ -263,6 +264,7 @@ class Throttle:
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         self._make_room(urgency, expected_s)
         self._waiting[urgency][future] = self._clock.monotonic() + within_s
+        self._set_timer()
         try:
             async with asyncio.timeout(within_s):
                 return await future
@@ -290,12 +292,13 @@ class Throttle:
     def _has_room(self, urgency: int) -> bool:
         """Whether one more of the class may be in flight. The last place is kept for the most urgent: under overload
         the limit is small, and who waits in front of a screen must not wait for calls that nobody is in a hurry for."""
-        if not self.gates.lets_in(urgency, self._flying[urgency]):
+        if self.gates.shut_s(urgency):
             return False
         return self.in_flight < max(1, self.limit.calls - (urgency > 0))
 
     def _permit(self, urgency: int) -> Permit:
         self._flying[urgency] += 1
+        self.gates.sent(urgency)
         return Permit(self, urgency, self.in_flight, self._clock.monotonic())
 
     def _held(self, seconds: float) -> None:
@@ -316,3 +319,23 @@ class Throttle:
                     )
                     continue
                 future.set_result(self._permit(urgency))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Be there when the first gate opens that somebody waits for."""
+        shut_s = [self.gates.shut_s(urgency) for urgency, queue in enumerate(self._waiting) if queue]
+        opens_s = min((seconds for seconds in shut_s if seconds), default=None)
+        if opens_s is None:
+            return
+        # Loops that count in milliseconds come a little early; who comes too early sets it again.
+        loop, opens_s = asyncio.get_running_loop(), opens_s + 0.001
+        at = loop.time() + opens_s
+        if self._timer:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer, self._timer_at = loop.call_later(opens_s, self._ring), at
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._wake()

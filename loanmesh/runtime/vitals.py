@@ -103,7 +103,7 @@ class Vitals:
     standing: Standing | None = None
     """The last look."""
     offered: Counter[str] = field(default_factory=Counter)
-    """Sound applications that came to the door since the start, by priority."""
+    """Applications that came to the door since the start, by priority."""
     accepted: Counter[str] = field(default_factory=Counter)
     """Applications stored and acknowledged since the start, by priority; one sent again does not count again."""
     sources: dict[str, SourceFigures] = field(default_factory=dict)

@@ -20,13 +20,16 @@ QUEUE_SHARES = {1: 1.0, 2: 0.5}
 """Share of the longest queue delay at which a class is turned away, by priority: interactive, partner; others at a
 quarter. What can wait goes first."""
 OTHERS_SHARE = 0.25
-URGENT_SHARES = {1: 1.0, 2: 0.05}
-URGENT_OTHERS_SHARE = 0.025
-"""The same while interactive submits come in, for whom every call before the door is one more to wait for."""
+URGENT_LIMITS_S = {2: 0.05}
+URGENT_OTHERS_LIMIT_S = 0.025
+"""The longest that requests may queue before the door in the mean while interactive submits come in, by priority as
+above: for who is in a hurry, every call before the door is one more to wait for."""
 URGENT_WITHIN_S = 1.0
 """How long after an interactive submit that holds."""
-CROWDED_S, CROWDED_FOR_S = 0.05, 1.0
-"""An interactive submit that queued for so long makes it crowded for a while: deciding makes room."""
+CROWDED_S, CROWDED_SHARE, CROWDED_FOR_S = 0.05, 0.2, 1.0
+"""It is crowded, for a while, when so large a share of interactive submits queued before the door for so long."""
+CROWDED_WEIGHT = 0.05
+"""Weight of the newest interactive submit in that share."""
 
 
 class Admission:
@@ -41,10 +44,14 @@ class Admission:
         self._quota = quota
         self._clock = clock
         self._urgent_at = self._crowded_at = float("-inf")
+        self._crowded_share = 0.0
 
-    def arrived(self, said: Mapping[str, str]) -> tuple[str, float]:
+    def arrived(self, said: Mapping[str, str], size: str = "") -> tuple[str, float]:
         """Who calls, and for how long the call queued before we saw it, seconds. What is proven about the caller goes
-        before what it says of itself in its metadata."""
+        before what it says of itself in its metadata.
+
+        size  names calls that take longer on their way than most, since they carry more.
+        """
         who = proven()
         client = who.client if who else said.get(CLIENT_HEADER, DEFAULT_CLIENT)[:64]
         sent = read_sent(said.get(SENT_HEADER, ""))
@@ -54,27 +61,34 @@ class Admission:
         sender, sent_at, held_s = sent
         self._arrivals.held_back(held_s, now)
         # By caller too: whoever learns another's name for its clock must not set it.
-        return client, self._arrivals.delay_s(f"{client}/{sender}", sent_at, now)
+        return client, self._arrivals.delay_s(f"{client}/{sender}{size}", sent_at, now)
 
-    def let_in(self, priority: int, queued_s: float) -> None:
+    def let_in(self, priority: int, before_s: float, behind_s: float = 0.0) -> None:
         """Whether one of this class may come in now. Raises Overloaded with when to come back.
 
-        queued_s  how long requests queue, before the door or behind it.
+        before_s, behind_s  how long this call queued before the door, and how long others do behind it, seconds.
         """
         now = self._clock.monotonic()
         if priority == INTERACTIVE:
             self._urgent_at = now
-            if queued_s > CROWDED_S:
+            self._crowded_share += ((before_s > CROWDED_S) - self._crowded_share) * CROWDED_WEIGHT
+            if self._crowded_share > CROWDED_SHARE:
                 self._crowded_at = now
-        if now < self._urgent_at + URGENT_WITHIN_S:
-            share = URGENT_SHARES.get(priority, URGENT_OTHERS_SHARE)
-        else:
-            share = QUEUE_SHARES.get(priority, OTHERS_SHARE)
-        if queued_s > self._queue_s_max * share:
-            raise Overloaded(f"storing is {queued_s:.2g} s behind; nothing was stored", retry_s=max(0.2, queued_s))
+        queued_s = max(before_s, behind_s)
+        if queued_s > self._queue_s_max * QUEUE_SHARES.get(priority, OTHERS_SHARE):
+            self._refuse(queued_s)
+        if priority != INTERACTIVE and now < self._urgent_at + URGENT_WITHIN_S:
+            usual_s = self._arrivals.usual_s(now)
+            if usual_s > URGENT_LIMITS_S.get(priority, URGENT_OTHERS_LIMIT_S):
+                self._refuse(usual_s)
+
+    def _refuse(self, queued_s: float) -> None:
+        # What a clock that stood still makes of a delay is no time for anybody to wait.
+        retry_s = max(0.2, min(queued_s, 2 * self._queue_s_max))
+        raise Overloaded(f"storing is {queued_s:.2g} s behind; nothing was stored", retry_s=retry_s)
 
     def crowded(self) -> bool:
-        """Whether an interactive submit had to queue a moment ago."""
+        """Whether interactive submits had to queue a moment ago."""
         return self._clock.monotonic() < self._crowded_at + CROWDED_FOR_S
 
     def pay(self, client: str, count: int) -> None:

@@ -30,19 +30,38 @@ HELD_S = 0.1
 """From this mean on of how long callers held their calls back, storing comes before deciding, too."""
 HELD_S_MAX = 1.0
 """What counts of one call's word: a caller that makes it up must not outweigh all others."""
+USUAL_WEIGHT = 0.1
+"""Weight of the newest call in the mean of how long calls queue."""
 HELD_WEIGHT = 0.05
 """Weight of the newest call in that mean."""
+
+
+class _Sender:
+    """What is known of one sender's clock: differences of ours and its, seconds."""
+
+    __slots__ = ("assumed", "assumed_until", "before", "began", "least")
+
+    def __init__(self, way_s: float, standing_s: float, now: float) -> None:
+        self.least = self.before = way_s
+        """The least of this window, and of the one before."""
+        self.began = now
+        self.assumed, self.assumed_until = way_s - standing_s, now + ASSUMED_S
+
+    def seen(self, way_s: float, now: float) -> None:
+        """A request took so long, difference of clocks included."""
+        if now - self.began > FORGET_S:
+            self.least, self.before, self.began = way_s, self.least, now
+        self.least = min(self.least, way_s)
 
 
 class Arrivals:
     """Delays of arriving requests, in seconds."""
 
     def __init__(self) -> None:
-        # By sender: least difference in this window and in the one before, and when this one began.
-        self._least: OrderedDict[str, tuple[float, float, float]] = OrderedDict()
+        self._senders: OrderedDict[str, _Sender] = OrderedDict()
         self._began = float("-inf")
-        self._least_delay_s = 0.0
-        self._stood_s = 0.0
+        self._least_delay_s = self._stood_s = 0.0
+        self._usual_s = 0.0
         self._held_s = 0.0
         self._held_at = float("-inf")
 
@@ -53,18 +72,20 @@ class Arrivals:
         sent_at, now  monotonic seconds, of the sender's clock and of ours.
         """
         way_s = now - sent_at
-        known = self._least.pop(sender, None)
-        # Whoever comes while a queue stands has waited in it as well, though nobody knows its clock yet.
-        current, before, began = known or (way_s, way_s - self._standing_s(now), now - FORGET_S + ASSUMED_S)
-        if now - began > FORGET_S:
-            current, before, began = way_s, current, now
-        current = min(current, way_s)
-        self._least[sender] = (current, before, began)
-        if len(self._least) > SENDERS_MAX:
-            self._least.popitem(last=False)
-        delay_s = way_s - min(current, before)
-        self._note(delay_s, now)
-        return delay_s
+        # Whoever comes first while a queue stands has waited in it as well, though nobody knows its clock yet.
+        known = self._senders.pop(sender, None) or _Sender(way_s, self._standing_s(now), now)
+        known.seen(way_s, now)
+        self._senders[sender] = known
+        if len(self._senders) > SENDERS_MAX:
+            self._senders.popitem(last=False)
+        least = min(known.least, known.before)
+        # What is assumed is no evidence for the next assumption: without a queue it would go on for ever.
+        self._note(way_s - least, now)
+        return way_s - (min(least, known.assumed) if now < known.assumed_until else least)
+
+    def usual_s(self, now: float) -> float:
+        """How long requests queue in the mean of late, seconds: no single caller's way, clock or word decides it."""
+        return self._usual_s if now < self._began + 2 * INTERVAL_S else 0.0
 
     def held_back(self, seconds: float, now: float) -> None:
         """A caller held a call back for so long before it was sent."""
@@ -83,6 +104,9 @@ class Arrivals:
         return self._stood_s if now < self._began + 2 * INTERVAL_S else 0.0
 
     def _note(self, delay_s: float, now: float) -> None:
+        if now >= self._began + 2 * INTERVAL_S:
+            self._usual_s = 0.0
+        self._usual_s += (min(delay_s, HELD_S_MAX) - self._usual_s) * USUAL_WEIGHT
         if now < self._began + INTERVAL_S:
             self._least_delay_s = min(self._least_delay_s, delay_s)
             return

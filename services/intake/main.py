@@ -19,6 +19,7 @@ from loanmesh.runtime.channel import open_channel
 from loanmesh.runtime.clock import Clock, new_uuid7
 from loanmesh.runtime.database import open_database
 from loanmesh.runtime.degradation import Step
+from loanmesh.runtime.demand import Demand
 from loanmesh.runtime.guard import Guard, make_guard
 from loanmesh.runtime.keys import Keys
 from loanmesh.runtime.migrations import prepare
@@ -56,6 +57,9 @@ from services.intake.store import Store
 from services.intake.tally import tally
 from services.intake.watch import Watch
 from services.intake.worker import Worker
+
+BUSY_SHARE = 0.6
+"""From this share of its time on, at work or waiting for a core, the event loop is what callers queue for."""
 
 
 def batches_allowed(guards: Sequence[Guard]) -> int | None:
@@ -108,7 +112,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
     scoring, pricing = GrpcScoring(channels[1], guards[1]), GrpcPricing(channels[2], guards[2])
     watch = Watch(store.revisions, clock, settings.lease.poll_s, structlog.get_logger().warning)
     estimate = Estimate(store.backlog, clock, None if settings.work.decides else store.decided)
-    arrivals = Arrivals()
+    arrivals, demand = Arrivals(), Demand(clock)
     quota = Quota(
         settings.quota.a_second,
         settings.quota.burst,
@@ -166,7 +170,8 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         poll_s=settings.lease.poll_s,
         settled=settled,
         pressed=lambda: arrivals.pressed(clock.monotonic()),
-        crowded=admission.crowded,
+        # Where the loop has time to spare, the queue is not of its making, and deciding less would not shorten it.
+        crowded=lambda: demand.share() > BUSY_SHARE and admission.crowded(),
         may_begin=lambda: batches_allowed(guards),
         report=report,
     )

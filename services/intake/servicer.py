@@ -118,7 +118,7 @@ class IntakeServicer(IntakeServiceServicer):
         priority = request.application.priority or pb.PRIORITY_INTERACTIVE
         self._reception.offered((priority,))
         # Before anything is made of it: turning away must stay cheap when many are.
-        self._admission.let_in(priority, max(delay_s, self._accepts.waited_s))
+        self._admission.let_in(priority, delay_s, self._accepts.waited_s)
         new = self._new(request.parent, request, client, self._traceparent())
         self._admission.pay(client, 1)
         wait_s = request.wait.ToNanoseconds() / 1e9
@@ -143,7 +143,7 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.BatchSubmitApplicationsRequest, context: _Context
     ) -> pb.BatchSubmitApplicationsResponse:
         """Store many; each for itself."""
-        client, delay_s = self._admission.arrived(said())
+        client, delay_s = self._admission.arrived(said(), "/many")
         started = self._clock.monotonic()
         response = pb.BatchSubmitApplicationsResponse()
         traceparent = self._traceparent()
@@ -160,7 +160,7 @@ class IntakeServicer(IntakeServiceServicer):
         # As the least urgent among them: one interactive item must not carry hundreds of others through the door.
         self._reception.offered(new.priority for _, new in good)
         least_urgent = max((new.priority for _, new in good), default=pb.PRIORITY_BULK)
-        self._admission.let_in(least_urgent, max(delay_s, self._accepts.waited_s))
+        self._admission.let_in(least_urgent, delay_s, self._accepts.waited_s)
         self._admission.pay(client, len(good))
         if len(self._aside) >= self._aside_max:
             raise Overloaded(f"{len(self._aside)} batches are being stored already; nothing was stored", retry_s=0.5)

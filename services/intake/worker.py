@@ -32,6 +32,8 @@ decided later, but who is not answered in time is lost."""
 CROWDED_PART = 4
 """Into how many parts a full batch is cut while it is crowded at the door and more than one batch waits: then decisions
 are late anyway, and who knocks waits for a quarter of the time."""
+CROWDED_APART_S = 0.1
+"""Least time from one of those parts to the next beside it: one that has taken so long does not compute, it waits."""
 WIDEN_S = 0.25
 """Least time from one more batch side by side to the next one more."""
 SLOW_BATCH_S = 1.5
@@ -58,7 +60,7 @@ class Worker:
     report   called with an event name and facts when something went wrong that mends itself.
     settled  called with what was committed, by application id.
     pressed  whether requests queue at the door.
-    crowded  whether somebody in a hurry waited there a moment ago: then one batch at a time, since the callers wait
+    crowded  whether those in a hurry waited there a moment ago: then one batch after another, since the callers wait
              for all that are under way together.
     may_begin  how many batches may be under way for those we depend on: 0 while one is known to be down, 1 while it
              is being tried; None: as many as we like.
@@ -193,12 +195,12 @@ class Worker:
 
     @property
     def _most_batches(self) -> int:
-        allowed = self._may_begin()
-        return int(self._wide) if allowed is None else min(int(self._wide), allowed)
+        allowed, wide = self._may_begin(), self._batches if self._crowded() else int(self._wide)
+        return wide if allowed is None else min(wide, allowed)
 
     def _may_start(self) -> bool:
         now, under_way = self._clock.monotonic(), len(self._under_way)
-        if self._crowded():
+        if crowded := self._crowded():
             self._wide, self._widened_at = 1.0, now
         if now < self._down_until or under_way >= self._most_batches:
             return False
@@ -206,9 +208,9 @@ class Worker:
             return False
         if not under_way:
             return now >= self._gather_until or len(self._held) * 2 >= self._batch_max
-        if now - self._began_at < LINGER_S:
+        if now - self._began_at < (CROWDED_APART_S if crowded else LINGER_S):
             return False
-        return len(self._held) >= self._batch_max or now - self._held.came_first_at() >= LINGER_S
+        return crowded or len(self._held) >= self._batch_max or now - self._held.came_first_at() >= LINGER_S
 
     def _side_by_side(self, took_s: float, now: float) -> None:
         """Fewer batches side by side when they take longer than a slow source makes them: those we ask are full."""

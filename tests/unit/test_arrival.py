@@ -82,11 +82,37 @@ def test_who_comes_first_while_a_queue_stands_has_waited_in_it_too() -> None:
     assert delay_s == 0.0, "what was assumed is forgotten, should it have been wrong"
 
 
+def test_what_is_assumed_of_new_senders_does_not_keep_itself_alive() -> None:
+    arrivals = Arrivals()
+    come(arrivals, 10.0, 0.0)
+    for tenth in range(10):
+        come(arrivals, 10.3 + tenth / 10, 0.3)
+    assert arrivals.pressed(11.3)
+    for call in range(100):
+        arrivals.delay_s(f"job {call}", 0.0, 11.3 + call / 50)
+    assert not arrivals.pressed(13.3)
+    assert arrivals.delay_s("another job", 0.0, 13.3) == 0.0
+
+
+def test_how_long_calls_queue_in_the_mean_is_no_single_callers_doing() -> None:
+    arrivals = Arrivals()
+    for call in range(100):
+        now = 10.0 + call / 100
+        come(arrivals, now, 0.0)
+        if call % 25 == 0:
+            arrivals.delay_s("a liar", now - 1e6 * (call > 0), now)
+    assert arrivals.usual_s(11.0) < 0.03
+    for call in range(50):
+        come(arrivals, 11.0 + call / 100, 0.1)
+    assert arrivals.usual_s(11.5) == pytest.approx(0.1, abs=0.01)
+    assert arrivals.usual_s(12.5) == 0.0
+
+
 def test_senders_are_bounded() -> None:
     arrivals = Arrivals()
     for number in range(SENDERS_MAX + 10):
         arrivals.delay_s(str(number), 0.0, 0.0)
-    assert len(arrivals._least) == SENDERS_MAX
+    assert len(arrivals._senders) == SENDERS_MAX
 
 
 @pytest.mark.parametrize("said", ["", "abc", ":5", "a:", "a:x", "a:-5", "a:\u0665", "a:" + "9" * 40])

@@ -62,6 +62,15 @@ def a_worker(leases: Leases, decide_batch: Decide, clock: FakeClock | None = Non
                   poll_s=1, settled=lambda results: None, report=lambda *_, **__: None)  # fmt: skip
 
 
+class StillClock(FakeClock):
+    """Sleeps until it is moved on."""
+
+    async def sleep(self, seconds: float) -> None:
+        until = self.monotonic() + seconds
+        while self.monotonic() < until:  # noqa: ASYNC110  The clock is moved by the test, which has no event for it.
+            await asyncio.sleep(0)  # noqa: TID251  Only gives way.
+
+
 async def turns(count: int = 20) -> None:
     """Let others run."""
     for _ in range(count):
@@ -112,14 +121,6 @@ async def test_a_second_batch_starts_when_it_is_full_or_its_first_member_has_wai
         begun.append(len(claims))
         await gate.wait()
         return deferred(claims)
-
-    class StillClock(FakeClock):
-        """Sleeps until it is moved on."""
-
-        async def sleep(self, seconds: float) -> None:
-            until = self.monotonic() + seconds
-            while self.monotonic() < until:  # noqa: ASYNC110  The clock is moved by the test, which has no event for it.
-                await asyncio.sleep(0)  # noqa: TID251  Only gives way.
 
     clock = StillClock()
     worker = a_worker(Leases(), decide_batch, clock, batches=3)
@@ -190,9 +191,11 @@ async def test_deciding_rests_while_requests_queue_at_the_door() -> None:
     await worker.drain()
 
 
-async def test_while_it_is_crowded_at_the_door_small_batches_follow_one_another_and_then_there_are_more_again() -> None:
-    clock = FakeClock()
-    crowded = True
+@pytest.mark.parametrize(("batch_s", "side_by_side"), [(0.04, 1), (0.35, 4)])
+async def test_while_it_is_crowded_small_batches_follow_one_another_unless_they_only_wait(
+    batch_s: float, side_by_side: int
+) -> None:
+    clock = StillClock()
     sizes: list[int] = []
     at_once: list[int] = []
     under_way = 0
@@ -202,24 +205,53 @@ async def test_while_it_is_crowded_at_the_door_small_batches_follow_one_another_
         under_way += 1
         sizes.append(len(claims))
         at_once.append(under_way)
-        await clock.sleep(0.1)
+        await clock.sleep(batch_s)
+        under_way -= 1
+        return deferred(claims)
+
+    worker = Worker(Leases(), decide_batch, clock, batch_max=8, batches=5, held_max=10_000, lease_s=9, poll_s=1,
+                    settled=lambda results: None, report=lambda *_, **__: None, crowded=lambda: True)  # fmt: skip
+    worker.offer(some_claims(60))
+    for _ in range(400):
         await turns(5)
+        clock.advance(0.01)
+    assert sizes[:26] == [2] * 26, "a quarter of a full one,"
+    assert max(sizes) == 8, "but what one batch can clear is decided at once"
+    assert max(at_once[:26]) == side_by_side
+    drained = asyncio.ensure_future(worker.drain())
+    while not drained.done():
+        await turns(5)
+        clock.advance(0.1)
+
+
+async def test_what_was_narrowed_widens_again_by_itself() -> None:
+    clock = StillClock()
+    crowded = True
+    at_once: list[int] = []
+    under_way = 0
+
+    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
+        nonlocal under_way
+        under_way += 1
+        at_once.append(under_way)
+        await clock.sleep(0.2)
         under_way -= 1
         return deferred(claims)
 
     worker = Worker(Leases(), decide_batch, clock, batch_max=8, batches=3, held_max=10_000, lease_s=9, poll_s=1,
                     settled=lambda results: None, report=lambda *_, **__: None, crowded=lambda: crowded)  # fmt: skip
-    worker.offer(some_claims(20))
-    await turns(500)
-    assert sizes == [2, 2, 2, 2, 2, 2, 8], "what one batch can clear is decided at once"
-    assert set(at_once) == {1}
+    worker.offer(some_claims(2000))
+    await turns(5)
     crowded = False
-    worker.offer(some_claims(2000, first=100))
-    await turns(5000)
-    assert max(sizes) == 8
-    assert max(at_once) == 3
-    assert at_once[len(at_once) // 2 :].count(3) > 20, "what was narrowed widens again by itself"
-    await worker.drain()
+    for _ in range(400):
+        await turns(5)
+        clock.advance(0.01)
+    assert at_once[:2] == [1, 1]
+    assert set(at_once[-10:]) == {3}
+    drained = asyncio.ensure_future(worker.drain())
+    while not drained.done():
+        await turns(5)
+        clock.advance(0.1)
 
 
 async def test_what_comes_while_leases_are_renewed_is_kept() -> None:
