@@ -29,6 +29,7 @@ from benchmarks import (
     profile,
     promotion,
     recovery,
+    replicas,
     stages,
     telemetry,
 )
@@ -44,6 +45,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], Awaitable[Found]]]] = {
     "recovery": ("After the trouble", recovery.measure),
     "priorities": ("Who waits in front of a screen", priorities.measure),
     "amplification": ("Retries against a part that always fails", amplification.measure),
+    "replicas": ("Two replicas against one", replicas.measure),
     "telemetry": ("What being seen costs", telemetry.measure),
     "profile": ("Where the CPU goes", profile.measure),
     "stages": ("What a stage costs by itself", stages.measure),
