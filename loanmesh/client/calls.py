@@ -217,7 +217,11 @@ class Calls:
                 call.note("waited_for_a_turn", {semconv.WAITED_MS: round(waited_s * 1000)})
             return permit
         except errors.Overloaded as error:
+            call.unsent()
             raise Overloaded(str(error), error.retry_s, call.request_id) from None
+        except asyncio.CancelledError:
+            call.unsent()
+            raise
 
     async def _pause(self, call: _Call, failure: Failure) -> None:
         """Return when the call may be repeated; raise what the caller gets where it may not."""
@@ -367,6 +371,12 @@ class _Call:
         self.failures = 0
         if self.token:
             self.token.give_back()
+            self.token = None
+
+    def unsent(self) -> None:
+        """The next attempt is not made after all: a retry that it was to be is paid back."""
+        if self.token:
+            self.token.not_used()
             self.token = None
 
     def failed(self, failure: Failure) -> None:

@@ -48,9 +48,17 @@ class Token:
 
     def give_back(self) -> None:
         """The retry was answered: it was no waste. A second giving back changes nothing."""
-        budget, self._budget = self._budget, None
-        if budget:
+        if budget := self._end():
             budget._earn(1 + BONUS)
+
+    def not_used(self) -> None:
+        """The retry was not made after all."""
+        if budget := self._end():
+            budget._earn(1)
+
+    def _end(self) -> RetryBudget | None:
+        budget, self._budget = self._budget, None
+        return budget
 
 
 class RetryBudget:

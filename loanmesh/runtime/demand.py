@@ -17,8 +17,8 @@ def wanted_s() -> float:
     """CPU that this thread has used, and for how long it waited for a core, seconds. Without the wait where the system
     does not tell of it."""
     try:
-        used_ns, waited_ns, _ = _SCHEDSTAT.read_text(encoding="ascii").split()
-        return (int(used_ns) + int(waited_ns)) / 1e9
+        used_ns, waited_ns, _ = map(int, _SCHEDSTAT.read_text(encoding="ascii").split())
+        return (used_ns + waited_ns) / 1e9 or time.thread_time()  # Some kernels count nothing there.
     except (OSError, ValueError):
         return time.thread_time()
 

@@ -112,14 +112,15 @@ class Gates:
 
     A class that is turned away twice in a row, with no answer between, stays away for as long as it was asked to, and
     then knocks with one call until one is answered. Else each call of thousands would be sent to be told the same, and
-    those that are let in would queue behind them. Twice, since one of several replicas may be full alone. What is true
-    of a class is true of all that are less urgent; an answer to one, of all that are more urgent.
+    those that are let in would queue behind them. Twice, since one of several replicas may be full alone. Where a class
+    is shut, so are those that are less urgent; where one is let in, so are those that are more urgent.
     """
 
     def __init__(self, classes: int, clock: Clock) -> None:
         self._clock = clock
         self._refusals = [0] * classes
         self._shut_until = [float("-inf")] * classes
+        self._knocks_until = [float("-inf")] * classes
         self._changed_at = [float("-inf")] * classes
 
     def refused(self, urgency: int, sent_at: float, away_s: float | None) -> None:
@@ -128,32 +129,46 @@ class Gates:
         away_s  for how long the other side wants no such call; None: it did not say. Of a long time, or of none, no
                 more is taken than makes sense for a whole class: who was refused may wait for longer by itself.
         """
+        if sent_at < self._changed_at[urgency]:
+            return  # It was on its way before: says nothing new.
         now = self._clock.monotonic()
+        self._refusals[urgency] += 1
+        self._changed_at[urgency] = now
+        self._knocks_until[urgency] = float("-inf")
+        if (again := self._refusals[urgency] - 2) < 0:
+            return
         asked_s = SHUT_S if away_s is None or away_s < 0 else min(max(away_s, SHUT_S_LEAST), SHUT_S_MAX)
-        for lower in range(urgency, len(self._refusals)):
-            if sent_at < self._changed_at[lower]:
-                continue  # It was on its way before: says nothing new.
-            self._refusals[lower] += 1
-            self._changed_at[lower] = now
-            if (again := self._refusals[lower] - 2) >= 0:
-                self._shut_until[lower] = now + min(SHUT_S_MAX, asked_s * 2.0 ** min(again, 10))
+        until = now + min(SHUT_S_MAX, asked_s * 2.0 ** min(again, 10))
+        self._shut_until[urgency] = until
+        for lower in range(urgency + 1, len(self._refusals)):
+            if self._refusals[lower] < 2:  # One that is shut already knocks for itself.
+                self._refusals[lower], self._shut_until[lower], self._changed_at[lower] = 2, until, now
 
     def answered(self, urgency: int) -> None:
         """A call was let in."""
         for upper in range(urgency + 1):
             if self._refusals[upper]:
                 self._refusals[upper] = 0
-                self._shut_until[upper] = float("-inf")
+                self._shut_until[upper] = self._knocks_until[upper] = float("-inf")
                 self._changed_at[upper] = self._clock.monotonic()
 
     def sent(self, urgency: int) -> None:
         """A call of the class is sent. Where it knocks, the next one may not for a while: it may hang."""
         if self._refusals[urgency] >= 2:
-            self._shut_until[urgency] = self._clock.monotonic() + KNOCK_S
+            self._knocks_until[urgency] = self._clock.monotonic() + KNOCK_S
+
+    def unheard(self, urgency: int) -> None:
+        """A call of the class ended, and whether it would have been let in nobody knows."""
+        self._knocks_until[urgency] = float("-inf")
 
     def shut_s(self, urgency: int) -> float:
-        """For how long the class is to send nothing, seconds."""
+        """For how long the class is to stay away, seconds."""
         return max(0.0, self._shut_until[urgency] - self._clock.monotonic())
+
+    def opens_s(self, urgency: int) -> float:
+        """When the next call of the class may be sent if nothing is heard before, seconds from now."""
+        until = max(self._shut_until[urgency], self._knocks_until[urgency])
+        return max(0.0, until - self._clock.monotonic())
 
 
 class Permit:
@@ -200,6 +215,7 @@ class Permit:
     def release(self) -> None:
         """No verdict: cancelled, or the other side was not there."""
         if throttle := self._end():
+            throttle.gates.unheard(self._urgency)
             throttle._wake()
 
     def _end(self) -> Throttle | None:
@@ -292,14 +308,16 @@ class Throttle:
     def _has_room(self, urgency: int) -> bool:
         """Whether one more of the class may be in flight. The last place is kept for the most urgent: under overload
         the limit is small, and who waits in front of a screen must not wait for calls that nobody is in a hurry for."""
-        if self.gates.shut_s(urgency):
+        if self.gates.opens_s(urgency):
             return False
         return self.in_flight < max(1, self.limit.calls - (urgency > 0))
 
     def _permit(self, urgency: int) -> Permit:
         self._flying[urgency] += 1
         self.gates.sent(urgency)
-        return Permit(self, urgency, self.in_flight, self._clock.monotonic())
+        # The place kept for the most urgent counts as used: who may never have it would else never find out that there
+        # is room for more.
+        return Permit(self, urgency, self.in_flight + (urgency > 0), self._clock.monotonic())
 
     def _held(self, seconds: float) -> None:
         self._held_s += (seconds - self._held_s) * (SMOOTH if self._held_s else 1.0)
@@ -323,8 +341,8 @@ class Throttle:
 
     def _set_timer(self) -> None:
         """Be there when the first gate opens that somebody waits for."""
-        shut_s = [self.gates.shut_s(urgency) for urgency, queue in enumerate(self._waiting) if queue]
-        opens_s = min((seconds for seconds in shut_s if seconds), default=None)
+        times_s = [self.gates.opens_s(urgency) for urgency, queue in enumerate(self._waiting) if queue]
+        opens_s = min((seconds for seconds in times_s if seconds), default=None)
         if opens_s is None:
             return
         # Loops that count in milliseconds come a little early; who comes too early sets it again.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 from loanmesh.runtime.caller import proven
 from loanmesh.runtime.clock import Clock
@@ -15,6 +16,8 @@ DEFAULT_CLIENT = "local"
 SENT_HEADER = "loanmesh-sent-ms"
 """Metadata: `SENDER:MS[:HELD]`, when the caller sent the call in milliseconds by a clock of its own that never jumps, a
 name for that clock, and for how many milliseconds it held the call back. Absent: the queue there is unknown."""
+PRIORITY_HEADER, MOST_URGENT = "loanmesh-priority", "interactive"
+"""Metadata: how urgent the caller says the call is."""
 INTERACTIVE = 1
 QUEUE_SHARES = {1: 1.0, 2: 0.5}
 """Share of the longest queue delay at which a class is turned away, by priority: interactive, partner; others at a
@@ -36,13 +39,23 @@ class Admission:
     """The door of one replica.
 
     queue_s_max  how far behind storing may be before interactive submits are turned away, seconds.
+    busy         whether the replica has little time to spare. Where it has, what delays calls is not of its making, and
+                 neither fewer calls nor fewer decisions would help.
     """
 
-    def __init__(self, queue_s_max: float, arrivals: Arrivals, quota: Quota, clock: Clock) -> None:
+    def __init__(
+        self,
+        queue_s_max: float,
+        arrivals: Arrivals,
+        quota: Quota,
+        clock: Clock,
+        busy: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._queue_s_max = queue_s_max
         self._arrivals = arrivals
         self._quota = quota
         self._clock = clock
+        self._busy = busy
         self._urgent_at = self._crowded_at = float("-inf")
         self._crowded_share = 0.0
 
@@ -59,9 +72,11 @@ class Admission:
             return client, 0.0
         now = self._clock.monotonic()
         sender, sent_at, held_s = sent
-        self._arrivals.held_back(held_s, now)
+        if said.get(PRIORITY_HEADER, MOST_URGENT) == MOST_URGENT:
+            # Who is in no hurry may have been asked to stay away.
+            self._arrivals.held_back(held_s, now)
         # By caller too: whoever learns another's name for its clock must not set it.
-        return client, self._arrivals.delay_s(f"{client}/{sender}{size}", sent_at, now)
+        return client, self._arrivals.delay_s(f"{client}/{sender}{size}", sent_at, now, usual=not size)
 
     def let_in(self, priority: int, before_s: float, behind_s: float = 0.0) -> None:
         """Whether one of this class may come in now. Raises Overloaded with when to come back.
@@ -70,26 +85,32 @@ class Admission:
         """
         now = self._clock.monotonic()
         if priority == INTERACTIVE:
-            self._urgent_at = now
-            self._crowded_share += ((before_s > CROWDED_S) - self._crowded_share) * CROWDED_WEIGHT
-            if self._crowded_share > CROWDED_SHARE:
-                self._crowded_at = now
+            self._note_urgent(before_s, now)
         queued_s = max(before_s, behind_s)
         if queued_s > self._queue_s_max * QUEUE_SHARES.get(priority, OTHERS_SHARE):
             self._refuse(queued_s)
-        if priority != INTERACTIVE and now < self._urgent_at + URGENT_WITHIN_S:
+        if priority != INTERACTIVE and now < self._urgent_at + URGENT_WITHIN_S and self._busy():
             usual_s = self._arrivals.usual_s(now)
             if usual_s > URGENT_LIMITS_S.get(priority, URGENT_OTHERS_LIMIT_S):
                 self._refuse(usual_s)
 
-    def _refuse(self, queued_s: float) -> None:
+    def _note_urgent(self, before_s: float, now: float) -> None:
+        if now >= self._urgent_at + URGENT_WITHIN_S:
+            self._crowded_share = 0.0  # What was so long ago says nothing of now.
+        self._urgent_at = now
+        queued = before_s > CROWDED_S
+        self._crowded_share += (queued - self._crowded_share) * CROWDED_WEIGHT
+        if queued and self._crowded_share > CROWDED_SHARE:
+            self._crowded_at = now
+
+    def _refuse(self, queued_s: float) -> NoReturn:
         # What a clock that stood still makes of a delay is no time for anybody to wait.
         retry_s = max(0.2, min(queued_s, 2 * self._queue_s_max))
         raise Overloaded(f"storing is {queued_s:.2g} s behind; nothing was stored", retry_s=retry_s)
 
     def crowded(self) -> bool:
-        """Whether interactive submits had to queue a moment ago."""
-        return self._clock.monotonic() < self._crowded_at + CROWDED_FOR_S
+        """Whether interactive submits had to queue for us a moment ago."""
+        return self._clock.monotonic() < self._crowded_at + CROWDED_FOR_S and self._busy()
 
     def pay(self, client: str, count: int) -> None:
         """Count so much work against the caller's quota. Raises OverQuota; then nothing is counted."""

@@ -17,8 +17,6 @@ SENDERS_MAX = 10_000
 """Senders remembered; the one not heard of for the longest is forgotten, and starts anew."""
 FORGET_S = 60.0
 """How long a least difference counts, and once more as long: clocks drift apart."""
-ASSUMED_S = 5.0
-"""How long it is assumed of a new sender that its first call waited as long as others did: then its own word counts."""
 STANDING_S = 0.05
 """From this queue on, storing comes before deciding: where even the quickest of an interval had to wait for so long."""
 INTERVAL_S = 0.2
@@ -30,58 +28,45 @@ HELD_S = 0.1
 """From this mean on of how long callers held their calls back, storing comes before deciding, too."""
 HELD_S_MAX = 1.0
 """What counts of one call's word: a caller that makes it up must not outweigh all others."""
-USUAL_WEIGHT = 0.1
-"""Weight of the newest call in the mean of how long calls queue."""
+USUAL_WEIGHT, USUAL_S_MAX = 0.1, 0.1
+"""Weight of the newest call in the mean of how long calls queue, and the most that it counts for, seconds: a caller
+whose clock stood still must not make a queue where there is none."""
 HELD_WEIGHT = 0.05
 """Weight of the newest call in that mean."""
-
-
-class _Sender:
-    """What is known of one sender's clock: differences of ours and its, seconds."""
-
-    __slots__ = ("assumed", "assumed_until", "before", "began", "least")
-
-    def __init__(self, way_s: float, standing_s: float, now: float) -> None:
-        self.least = self.before = way_s
-        """The least of this window, and of the one before."""
-        self.began = now
-        self.assumed, self.assumed_until = way_s - standing_s, now + ASSUMED_S
-
-    def seen(self, way_s: float, now: float) -> None:
-        """A request took so long, difference of clocks included."""
-        if now - self.began > FORGET_S:
-            self.least, self.before, self.began = way_s, self.least, now
-        self.least = min(self.least, way_s)
 
 
 class Arrivals:
     """Delays of arriving requests, in seconds."""
 
     def __init__(self) -> None:
-        self._senders: OrderedDict[str, _Sender] = OrderedDict()
+        # By sender: least difference in this window and in the one before, and when this one began.
+        self._least: OrderedDict[str, tuple[float, float, float]] = OrderedDict()
         self._began = float("-inf")
-        self._least_delay_s = self._stood_s = 0.0
-        self._usual_s = 0.0
+        self._least_delay_s = self._usual_s = 0.0
+        self._standing = False
         self._held_s = 0.0
         self._held_at = float("-inf")
 
-    def delay_s(self, sender: str, sent_at: float, now: float) -> float:
+    def delay_s(self, sender: str, sent_at: float, now: float, *, usual: bool = True) -> float:
         """How long a request queued before its handler began.
 
         sender   names the clock that `sent_at` was read from.
         sent_at, now  monotonic seconds, of the sender's clock and of ours.
+        usual    whether it is one like most, which counts in the mean.
         """
         way_s = now - sent_at
-        # Whoever comes first while a queue stands has waited in it as well, though nobody knows its clock yet.
-        known = self._senders.pop(sender, None) or _Sender(way_s, self._standing_s(now), now)
-        known.seen(way_s, now)
-        self._senders[sender] = known
-        if len(self._senders) > SENDERS_MAX:
-            self._senders.popitem(last=False)
-        least = min(known.least, known.before)
-        # What is assumed is no evidence for the next assumption: without a queue it would go on for ever.
-        self._note(way_s - least, now)
-        return way_s - (min(least, known.assumed) if now < known.assumed_until else least)
+        current, before, began = self._least.pop(sender, (way_s, way_s, now))
+        if now - began > FORGET_S:
+            current, before, began = way_s, current, now
+        current = min(current, way_s)
+        self._least[sender] = (current, before, began)
+        if len(self._least) > SENDERS_MAX:
+            self._least.popitem(last=False)
+        delay_s = way_s - min(current, before)
+        self._note(delay_s, now)
+        if usual:
+            self._usual_s += (min(delay_s, USUAL_S_MAX) - self._usual_s) * USUAL_WEIGHT
+        return delay_s
 
     def usual_s(self, now: float) -> float:
         """How long requests queue in the mean of late, seconds: no single caller's way, clock or word decides it."""
@@ -96,22 +81,17 @@ class Arrivals:
 
     def pressed(self, now: float) -> bool:
         """Whether a queue stands before the door, or at the callers'."""
-        standing = self._standing_s(now) > STANDING_S
+        standing = self._standing and now < self._began + 2 * INTERVAL_S
         return standing or (self._held_s > HELD_S and now < self._held_at + 2 * INTERVAL_S)
 
-    def _standing_s(self, now: float) -> float:
-        """What even the quickest of the last interval had to wait, seconds; 0 where that is too long ago."""
-        return self._stood_s if now < self._began + 2 * INTERVAL_S else 0.0
-
     def _note(self, delay_s: float, now: float) -> None:
-        if now >= self._began + 2 * INTERVAL_S:
-            self._usual_s = 0.0
-        self._usual_s += (min(delay_s, HELD_S_MAX) - self._usual_s) * USUAL_WEIGHT
         if now < self._began + INTERVAL_S:
             self._least_delay_s = min(self._least_delay_s, delay_s)
             return
         # An interval in which hardly anybody came says nothing of the next.
-        self._stood_s = self._least_delay_s if now < self._began + 2 * INTERVAL_S else 0.0
+        goes_on = now < self._began + 2 * INTERVAL_S
+        self._standing = goes_on and self._least_delay_s > STANDING_S
+        self._usual_s = self._usual_s if goes_on else 0.0
         self._began, self._least_delay_s = now, delay_s
 
 

@@ -118,7 +118,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         settings.quota.burst,
         {name: Allowance(one.a_second, one.burst) for name, one in settings.quota.clients.items()},
     )
-    admission = Admission(settings.work.queue_s_max, arrivals, quota, clock)
+    admission = Admission(settings.work.queue_s_max, arrivals, quota, clock, lambda: demand.share() > BUSY_SHARE)
 
     def told(step: Step, in_force: bool) -> None:
         report("stage_is_down" if in_force else "stage_is_up", stage=step.subject, cause=step.cause)
@@ -170,8 +170,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         poll_s=settings.lease.poll_s,
         settled=settled,
         pressed=lambda: arrivals.pressed(clock.monotonic()),
-        # Where the loop has time to spare, the queue is not of its making, and deciding less would not shorten it.
-        crowded=lambda: demand.share() > BUSY_SHARE and admission.crowded(),
+        crowded=admission.crowded,
         may_begin=lambda: batches_allowed(guards),
         report=report,
     )

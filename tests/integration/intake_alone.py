@@ -26,10 +26,12 @@ class FullWorker:
 class OpenDoor:
     """An admission that lets everybody in."""
 
-    def arrived(self, metadata: object) -> tuple[str, float]:
+    def arrived(self, metadata: object, size: str = "") -> tuple[str, float]:
         return "shop", 0.0
 
-    def admit(self, *_: object) -> None: ...
+    def let_in(self, *_: object) -> None: ...
+
+    def pay(self, *_: object) -> None: ...
 
 
 class AnEstimate:

@@ -86,8 +86,38 @@ def test_it_is_crowded_for_a_while_after_those_in_a_hurry_had_to_queue() -> None
         door.let_in(INTERACTIVE, 0.06)
     clock.advance(0.9)
     assert door.crowded()
+    door.let_in(INTERACTIVE, 0.0)
     clock.advance(0.2)
     assert not door.crowded()
+    clock.advance(60)
+    door.let_in(INTERACTIVE, 0.06)
+    assert not door.crowded(), "what was a minute ago says nothing"
+
+
+def test_a_replica_with_time_to_spare_turns_nobody_away_for_delays_that_are_not_its_own() -> None:
+    clock = FakeClock()
+    busy = False
+    door = Admission(1.0, Arrivals(), Quota(0, 1), clock, lambda: busy)
+    clock.advance(10)
+    arrive(door, clock, 0.0)
+    arrive(door, clock, 0.1)
+    for _ in range(10):
+        door.let_in(INTERACTIVE, 0.1)
+        door.let_in(BULK, 0.1)
+    assert not door.crowded()
+    busy = True
+    assert door.crowded()
+    with pytest.raises(Overloaded):
+        door.let_in(BULK, 0.1)
+
+
+def test_who_is_in_no_hurry_and_stays_away_presses_nobody() -> None:
+    clock, arrivals = FakeClock(), Arrivals()
+    door = Admission(1.0, arrivals, Quota(0, 1), clock)
+    for priority, pressed in (("bulk", False), ("interactive", True)):
+        for _ in range(60):
+            door.arrived({"loanmesh-sent-ms": "a1:5000:2000", "loanmesh-priority": priority})
+        assert arrivals.pressed(clock.monotonic()) == pressed
 
 
 def test_a_caller_over_its_quota_is_told_when_to_come_back_and_nobody_else() -> None:

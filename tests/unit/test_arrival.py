@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.intake.arrival import ASSUMED_S, FORGET_S, SENDERS_MAX, Arrivals, read_sent
+from services.intake.arrival import FORGET_S, SENDERS_MAX, Arrivals, read_sent
 
 
 def test_what_exceeds_the_quickest_way_is_queue() -> None:
@@ -68,32 +68,6 @@ def test_a_burst_does_not_press_however_long_its_last_had_to_wait() -> None:
         assert not arrivals.pressed(10.0 + tenth / 10)
 
 
-def test_who_comes_first_while_a_queue_stands_has_waited_in_it_too() -> None:
-    arrivals = Arrivals()
-    come(arrivals, 10.0, 0.0)
-    for tenth in range(10):
-        come(arrivals, 10.3 + tenth / 10, 0.2, 0.4)
-    assert arrivals.delay_s("new", 7000.0, 11.3) == pytest.approx(0.2)
-    assert arrivals.delay_s("new", 7000.1, 11.4) == pytest.approx(0.2)
-    for second in range(int(ASSUMED_S) + 1):
-        assert arrivals.delay_s("late", float(second), 20.0 + second) == 0.0, "none stands any more"
-    for second in range(2 * int(ASSUMED_S) + 2):
-        delay_s = arrivals.delay_s("new", 7000.1 + second, 11.4 + second)
-    assert delay_s == 0.0, "what was assumed is forgotten, should it have been wrong"
-
-
-def test_what_is_assumed_of_new_senders_does_not_keep_itself_alive() -> None:
-    arrivals = Arrivals()
-    come(arrivals, 10.0, 0.0)
-    for tenth in range(10):
-        come(arrivals, 10.3 + tenth / 10, 0.3)
-    assert arrivals.pressed(11.3)
-    for call in range(100):
-        arrivals.delay_s(f"job {call}", 0.0, 11.3 + call / 50)
-    assert not arrivals.pressed(13.3)
-    assert arrivals.delay_s("another job", 0.0, 13.3) == 0.0
-
-
 def test_how_long_calls_queue_in_the_mean_is_no_single_callers_doing() -> None:
     arrivals = Arrivals()
     for call in range(100):
@@ -103,8 +77,9 @@ def test_how_long_calls_queue_in_the_mean_is_no_single_callers_doing() -> None:
             arrivals.delay_s("a liar", now - 1e6 * (call > 0), now)
     assert arrivals.usual_s(11.0) < 0.03
     for call in range(50):
-        come(arrivals, 11.0 + call / 100, 0.1)
-    assert arrivals.usual_s(11.5) == pytest.approx(0.1, abs=0.01)
+        come(arrivals, 11.0 + call / 100, 0.06)
+        arrivals.delay_s("a", 11.0 + call / 100 - 30.0, 11.0 + call / 100, usual=False)
+    assert arrivals.usual_s(11.5) == pytest.approx(0.06, abs=0.01)
     assert arrivals.usual_s(12.5) == 0.0
 
 
@@ -112,7 +87,7 @@ def test_senders_are_bounded() -> None:
     arrivals = Arrivals()
     for number in range(SENDERS_MAX + 10):
         arrivals.delay_s(str(number), 0.0, 0.0)
-    assert len(arrivals._senders) == SENDERS_MAX
+    assert len(arrivals._least) == SENDERS_MAX
 
 
 @pytest.mark.parametrize("said", ["", "abc", ":5", "a:", "a:x", "a:-5", "a:\u0665", "a:" + "9" * 40])

@@ -70,3 +70,16 @@ def test_no_more_is_wasted_than_promised(steps: list[tuple[str, float]]) -> None
             retries += 1
         assert retries <= 2.5 + 0.05 * calls + 0.5 * clock.monotonic() + 1e-6
         assert budget.balance > -1e-9
+
+
+def test_a_retry_that_was_not_made_is_paid_back_in_full_and_no_more() -> None:
+    budget = a_budget(FakeClock())
+    for _ in range(10):
+        budget.first_attempt()
+    before = budget.balance
+    token = budget.try_take()
+    assert token
+    token.not_used()
+    token.not_used()
+    token.give_back()
+    assert budget.balance == pytest.approx(before)

@@ -201,6 +201,24 @@ def test_a_mesh_that_fails_every_call_gets_no_more_than_a_tenth_on_top_and_all_g
     assert set(mesh.stored.values()) == {1}
 
 
+def test_a_retry_that_is_turned_away_unsent_costs_nothing() -> None:
+    mesh = MemoryMesh()
+    mesh.faults.extend([away()])
+
+    async def work(client: Client) -> float:
+        held = [await client._one.throttle.acquire(0, 1.0) for _ in range(client.in_flight_limit - 1)]
+        call = asyncio.ensure_future(client.submit(an_application(), deadline_s=1.0))
+        await CLOCK.sleep(0.01)
+        held.append(await client._one.throttle.acquire(0, 1.0))  # The place that it had.
+        before = client._calls.budget.balance
+        with pytest.raises(Overloaded):
+            await call
+        return client._calls.budget.balance - before
+
+    assert using(mesh, work) == pytest.approx(0.0, abs=0.3)  # What leaks in a second.
+    assert len(mesh.attempts) == 1
+
+
 def test_a_lone_caller_can_always_repeat() -> None:
     mesh = MemoryMesh()
     mesh.faults.extend([away()] * 8)

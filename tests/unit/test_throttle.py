@@ -310,23 +310,61 @@ def test_a_class_that_is_turned_away_twice_stays_away_longer_each_time_and_knock
     gates.refused(PARTNER, clock.monotonic(), 0.3)
     assert gates.shut_s(PARTNER) == 0, "one replica of several may be full alone"
     shut_s = []
-    for _ in range(5):
+    for number in range(5):
         clock.advance(5)
         assert gates.shut_s(PARTNER) == 0
         gates.sent(PARTNER)
         gates.refused(PARTNER, clock.monotonic(), 0.3)
         shut_s.append(gates.shut_s(PARTNER))
-        assert gates.shut_s(BULK) == gates.shut_s(PARTNER), "what is less urgent is not let in either"
+        if number == 0:
+            assert gates.shut_s(BULK) == gates.shut_s(PARTNER), "what is less urgent is not let in either"
         assert gates.shut_s(INTERACTIVE) == 0
     assert shut_s == pytest.approx([0.3, 0.6, 1.2, SHUT_S_MAX, SHUT_S_MAX])
+    assert gates.shut_s(BULK) == 0, "it may find out for itself"
     clock.advance(SHUT_S_MAX)
     gates.sent(PARTNER)
-    assert gates.shut_s(PARTNER) == KNOCK_S, "one knocks, and the next one when that one may hang"
+    assert gates.opens_s(PARTNER) == KNOCK_S, "one knocks, and the next one when that one may hang"
+    assert gates.shut_s(PARTNER) == 0, "which is no time that anybody is told"
     gates.answered(PARTNER)
     gates.sent(PARTNER)
-    assert gates.shut_s(PARTNER) == 0
+    assert gates.opens_s(PARTNER) == 0
     gates.sent(BULK)
-    assert gates.shut_s(BULK) > 0, "that one was let in says nothing of those who are in less of a hurry"
+    assert gates.opens_s(BULK) > 0, "that one was let in says nothing of those who are in less of a hurry"
+    gates.unheard(BULK)
+    assert gates.opens_s(BULK) == 0, "it ended without an answer"
+
+
+def test_a_refusal_now_and_then_shuts_nobody_out() -> None:
+    clock = FakeClock()
+    gates = Gates(3, clock)
+    for call in range(1000):
+        clock.advance(0.01)
+        if call % 10:
+            gates.answered(INTERACTIVE)
+        else:
+            gates.refused(INTERACTIVE, clock.monotonic(), 0.3)
+        assert [gates.opens_s(urgency) for urgency in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("urgency", [INTERACTIVE, PARTNER, BULK])
+@pytest.mark.parametrize("floor", [1, 2])
+def test_a_limit_grows_again_after_an_overload_whoever_calls(urgency: int, floor: int) -> None:
+    async def scenario() -> None:
+        clock = VirtualClock()
+        throttle = Throttle(ThrottleSettings(initial=2, floor=floor, ceiling=16), clock)
+        for _ in range(3):
+            await clock.sleep(1)
+            (await throttle.acquire(urgency, 10)).timed_out()
+        for _ in range(60):
+            held = []
+            while throttle._has_room(urgency):
+                held.append(await throttle.acquire(urgency, 10))
+            await clock.sleep(0.01)
+            for permit in held:
+                permit.answered(0.0)
+        assert throttle.limit.calls == 16
+
+    run(scenario())
 
 
 @pytest.mark.parametrize(
