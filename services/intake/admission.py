@@ -16,8 +16,6 @@ DEFAULT_CLIENT = "local"
 SENT_HEADER = "loanmesh-sent-ms"
 """Metadata: `SENDER:MS[:HELD]`, when the caller sent the call in milliseconds by a clock of its own that never jumps, a
 name for that clock, and for how many milliseconds it held the call back. Absent: the queue there is unknown."""
-PRIORITY_HEADER, MOST_URGENT = "loanmesh-priority", "interactive"
-"""Metadata: how urgent the caller says the call is."""
 INTERACTIVE = 1
 QUEUE_SHARES = {1: 1.0, 2: 0.5}
 """Share of the longest queue delay at which a class is turned away, by priority: interactive, partner; others at a
@@ -72,9 +70,7 @@ class Admission:
             return client, 0.0
         now = self._clock.monotonic()
         sender, sent_at, held_s = sent
-        if said.get(PRIORITY_HEADER, MOST_URGENT) == MOST_URGENT:
-            # Who is in no hurry may have been asked to stay away.
-            self._arrivals.held_back(held_s, now)
+        self._arrivals.held_back(held_s, now)
         # By caller too: whoever learns another's name for its clock must not set it.
         return client, self._arrivals.delay_s(f"{client}/{sender}{size}", sent_at, now, usual=not size)
 

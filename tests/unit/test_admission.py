@@ -111,15 +111,6 @@ def test_a_replica_with_time_to_spare_turns_nobody_away_for_delays_that_are_not_
         door.let_in(BULK, 0.1)
 
 
-def test_who_is_in_no_hurry_and_stays_away_presses_nobody() -> None:
-    clock, arrivals = FakeClock(), Arrivals()
-    door = Admission(1.0, arrivals, Quota(0, 1), clock)
-    for priority, pressed in (("bulk", False), ("interactive", True)):
-        for _ in range(60):
-            door.arrived({"loanmesh-sent-ms": "a1:5000:2000", "loanmesh-priority": priority})
-        assert arrivals.pressed(clock.monotonic()) == pressed
-
-
 def test_a_caller_over_its_quota_is_told_when_to_come_back_and_nobody_else() -> None:
     door = a_door(Quota(2.0, 1))
     door.pay("greedy", 1)
