@@ -30,8 +30,9 @@ RESTS = 3
 """While requests queue at the door, deciding rests three times as long as its last batch took: what is stored can be
 decided later, but who is not answered in time is lost."""
 CROWDED_PART = 4
-"""Into how many parts a full batch is cut while it is crowded at the door and more than one batch waits: then decisions
-are late anyway, and who knocks waits for a quarter of the time."""
+"""Into how many parts a full batch is cut while it is crowded at the door, callers are held back, and more than one batch
+waits: then decisions are late anyway, and who knocks waits for a quarter of the time. When the callers are gone, the
+backlog is worked off in full ones."""
 CROWDED_APART_S = 0.1
 """Least time from one of those parts to the next beside it: one that has taken so long does not compute, it waits."""
 WIDEN_S = 0.25
@@ -190,7 +191,7 @@ class Worker:
 
     @property
     def _full_batch(self) -> int:
-        cut = len(self._held) > self._batch_max and self._crowded()
+        cut = len(self._held) > self._batch_max and self._crowded() and self._pressed()
         return min(len(self._held), max(1, self._batch_max // CROWDED_PART) if cut else self._batch_max)
 
     @property

@@ -192,10 +192,11 @@ async def test_deciding_rests_while_requests_queue_at_the_door() -> None:
 
 
 @pytest.mark.parametrize(("batch_s", "side_by_side"), [(0.04, 1), (0.35, 4)])
-async def test_while_it_is_crowded_small_batches_follow_one_another_unless_they_only_wait(
+async def test_while_it_is_crowded_batches_follow_one_another_unless_they_only_wait(
     batch_s: float, side_by_side: int
 ) -> None:
     clock = StillClock()
+    pressed = False
     sizes: list[int] = []
     at_once: list[int] = []
     under_way = 0
@@ -209,19 +210,24 @@ async def test_while_it_is_crowded_small_batches_follow_one_another_unless_they_
         under_way -= 1
         return deferred(claims)
 
-    worker = Worker(Leases(), decide_batch, clock, batch_max=8, batches=5, held_max=10_000, lease_s=9, poll_s=1,
-                    settled=lambda results: None, report=lambda *_, **__: None, crowded=lambda: True)  # fmt: skip
-    worker.offer(some_claims(60))
+    worker = Worker(
+        Leases(), decide_batch, clock, batch_max=8, batches=5, held_max=10_000, lease_s=9, poll_s=1,
+        settled=lambda results: None, report=lambda *_, **__: None, crowded=lambda: True, pressed=lambda: pressed,
+    )  # fmt: skip
+    worker.offer(some_claims(160))
     for _ in range(400):
         await turns(5)
         clock.advance(0.01)
-    assert sizes[:26] == [2] * 26, "a quarter of a full one,"
-    assert max(sizes) == 8, "but what one batch can clear is decided at once"
-    assert max(at_once[:26]) == side_by_side
-    drained = asyncio.ensure_future(worker.drain())
-    while not drained.done():
+    assert set(sizes) == {8}
+    assert max(at_once) == side_by_side
+    sizes.clear()
+    pressed = True
+    worker.offer(some_claims(20, first=1000))
+    for _ in range(1500):
         await turns(5)
-        clock.advance(0.1)
+        clock.advance(0.01)
+    assert sizes == [2, 2, 2, 2, 2, 2, 8], "a quarter of a full one; what one batch can clear is decided at once"
+    await worker.drain()
 
 
 async def test_what_was_narrowed_widens_again_by_itself() -> None:
