@@ -30,9 +30,9 @@ RESTS = 3
 """While requests queue at the door, deciding rests three times as long as its last batch took: what is stored can be
 decided later, but who is not answered in time is lost."""
 CROWDED_PART = 4
-"""Into how many parts a full batch is cut while it is crowded at the door, callers are held back, and more than one batch
-waits: then decisions are late anyway, and who knocks waits for a quarter of the time. When the callers are gone, the
-backlog is worked off in full ones."""
+"""Into how many parts a full batch is cut while it is crowded at the door, callers are held back, and more than one
+batch waits: then decisions are late anyway, and who knocks waits for a quarter of the time. When the callers are gone,
+the backlog is worked off in full ones."""
 CROWDED_APART_S = 0.1
 """Least time from one of those parts to the next beside it: one that has taken so long does not compute, it waits."""
 WIDEN_S = 0.25
