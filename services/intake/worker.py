@@ -34,7 +34,8 @@ CROWDED_PART = 4
 batch waits: then decisions are late anyway, and who knocks waits for a quarter of the time. When the callers are gone,
 the backlog is worked off in full ones."""
 CROWDED_APART_S = 0.1
-"""Least time from one of those parts to the next beside it: one that has taken so long does not compute, it waits."""
+"""Least time from one batch to the next beside it while it is crowded: one that has taken so long does not compute, it
+waits."""
 WIDEN_S = 0.25
 """Least time from one more batch side by side to the next one more."""
 SLOW_BATCH_S = 1.5

@@ -71,6 +71,24 @@ class StillClock(FakeClock):
             await asyncio.sleep(0)  # noqa: TID251  Only gives way.
 
 
+class Deciding:
+    """Decides batches that take a while, and notes how large they are and how many are under way at once."""
+
+    def __init__(self, take: Callable[[], Awaitable[None]]) -> None:
+        self._take = take
+        self._under_way = 0
+        self.sizes: list[int] = []
+        self.at_once: list[int] = []
+
+    async def __call__(self, claims: Sequence[Claim]) -> dict[str, Result]:
+        self._under_way += 1
+        self.sizes.append(len(claims))
+        self.at_once.append(self._under_way)
+        await self._take()
+        self._under_way -= 1
+        return deferred(claims)
+
+
 async def turns(count: int = 20) -> None:
     """Let others run."""
     for _ in range(count):
@@ -197,19 +215,8 @@ async def test_while_it_is_crowded_batches_follow_one_another_unless_they_only_w
 ) -> None:
     clock = StillClock()
     pressed = False
-    sizes: list[int] = []
-    at_once: list[int] = []
-    under_way = 0
-
-    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
-        nonlocal under_way
-        under_way += 1
-        sizes.append(len(claims))
-        at_once.append(under_way)
-        await clock.sleep(batch_s)
-        under_way -= 1
-        return deferred(claims)
-
+    decide_batch = Deciding(lambda: clock.sleep(batch_s))
+    sizes, at_once = decide_batch.sizes, decide_batch.at_once
     worker = Worker(
         Leases(), decide_batch, clock, batch_max=8, batches=5, held_max=10_000, lease_s=9, poll_s=1,
         settled=lambda results: None, report=lambda *_, **__: None, crowded=lambda: True, pressed=lambda: pressed,
@@ -233,17 +240,8 @@ async def test_while_it_is_crowded_batches_follow_one_another_unless_they_only_w
 async def test_what_was_narrowed_widens_again_by_itself() -> None:
     clock = StillClock()
     crowded = True
-    at_once: list[int] = []
-    under_way = 0
-
-    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
-        nonlocal under_way
-        under_way += 1
-        at_once.append(under_way)
-        await clock.sleep(0.2)
-        under_way -= 1
-        return deferred(claims)
-
+    decide_batch = Deciding(lambda: clock.sleep(0.2))
+    at_once = decide_batch.at_once
     worker = Worker(Leases(), decide_batch, clock, batch_max=8, batches=3, held_max=10_000, lease_s=9, poll_s=1,
                     settled=lambda results: None, report=lambda *_, **__: None, crowded=lambda: crowded)  # fmt: skip
     worker.offer(some_claims(2000))
@@ -335,18 +333,13 @@ async def test_nothing_is_begun_or_claimed_for_a_service_that_is_down_and_one_ba
 
 async def test_batches_that_take_too_long_are_fewer_side_by_side() -> None:
     clock = FakeClock()
-    at_once: list[int] = []
-    under_way = 0
 
-    async def decide_batch(claims: Sequence[Claim]) -> dict[str, Result]:
-        nonlocal under_way
-        under_way += 1
-        at_once.append(under_way)
+    async def two_seconds() -> None:
         await turns(50)
         clock.advance(2.0)
-        under_way -= 1
-        return deferred(claims)
 
+    decide_batch = Deciding(two_seconds)
+    at_once = decide_batch.at_once
     worker = Worker(Leases(), decide_batch, clock, batch_max=4, batches=8, held_max=1000, lease_s=9, poll_s=1,
                     settled=lambda results: None, report=lambda *_, **__: None)  # fmt: skip
     worker.offer(some_claims(160))
