@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
@@ -294,9 +295,6 @@ class _Call:
             kind=trace.SpanKind.CLIENT,
             attributes={semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: self._method},
         )
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier, trace.set_span_in_context(self._span))
-        self.metadata = (*calls._metadata, ("loanmesh-priority", self.urgency.name), *carrier.items())
         return self
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
@@ -348,6 +346,13 @@ class _Call:
             recorder.at(ended), kind="client", attributes=attributes, error=wrong,
             events=[(name, recorder.at(at), said) for name, at, said in self._notes],
         )  # fmt: skip
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """What goes with each attempt. Made for the first: most calls of a mesh that is full are turned away before."""
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, trace.set_span_in_context(self._span))
+        return (*self._calls._metadata, ("loanmesh-priority", self.urgency.name), *carrier.items())
 
     def note(self, name: str, said: tracing.Attributes) -> None:
         """Something that is not as it should be, for the span."""

@@ -257,7 +257,8 @@ class Client:
     # --- Within ---
 
     async def _submit(self, application: pb.Application, key: str, wait_s: float, deadline_s: float) -> pb.Application:
-        request = pb.SubmitApplicationRequest(parent=self._lender, request_id=key, application=application)
+        request = pb.SubmitApplicationRequest(parent=self._lender, request_id=key)
+        request.application.CopyFrom(application)  # A third of what it costs as an argument.
         answer = await self._calls.unary(
             transport.SUBMIT,
             request,

@@ -277,23 +277,26 @@ class Throttle:
             raise Overloaded(
                 f"about {expected_s:.1f} s until this call's turn, and {max(0.0, within_s):.1f} s left", expected_s
             )
-        future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Permit] = loop.create_future()
         self._make_room(urgency, expected_s)
         self._waiting[urgency][future] = self._clock.monotonic() + within_s
         self._set_timer()
+        # Half of what a timeout around the wait costs, and thousands may run out of time together.
+        too_late = loop.call_later(within_s, self._give_up, future, urgency, within_s)
         try:
-            async with asyncio.timeout(within_s):
-                return await future
-        except TimeoutError:
-            if future.done() and not future.cancelled():
-                return future.result()  # It came in the same moment.
-            raise Overloaded(f"no turn within {within_s:.1f} s", self.expected_wait_s(urgency)) from None
+            return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
                 future.result().release()
             raise
         finally:
+            too_late.cancel()
             self._waiting[urgency].pop(future, None)
+
+    def _give_up(self, future: asyncio.Future[Permit], urgency: int, within_s: float) -> None:
+        if not future.done():
+            future.set_exception(Overloaded(f"no turn within {within_s:.1f} s", self.expected_wait_s(urgency)))
 
     def _make_room(self, urgency: int, expected_s: float) -> None:
         """Where the queue is full, turn away the newest of the least urgent: whoever waits or whoever comes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -124,7 +124,7 @@ class Gatherer:
         gathered_at = Timestamp()
         gathered_at.FromDatetime(ended := self._clock.now())
         reports = [self._reports(keys, cached, tasks, spared, ended.timestamp()) for keys in wanted]
-        profiles = [CreditProfile(reports=each, gather_time=gathered_at) for each in reports]
+        profiles = [_profile(each, gathered_at) for each in reports]
         if self._follow:
             try:
                 self._follow(
@@ -243,6 +243,15 @@ class Gatherer:
 
 def _verdict(said: Answer | str) -> Verdict:
     return Verdict.WELL if isinstance(said, Answer) else _VERDICTS.get(said, Verdict.NONE)
+
+
+def _profile(reports: Iterable[SourceReport], gathered_at: Timestamp) -> CreditProfile:
+    profile = CreditProfile()
+    # In place: a message given to another's constructor is written and read once more.
+    for one in reports:
+        profile.reports.add().CopyFrom(one)
+    profile.gather_time.CopyFrom(gathered_at)
+    return profile
 
 
 def _subject(party: Party) -> Subject:

@@ -51,14 +51,14 @@ class BureauServicer(BureauServiceServicer):
         errors = [refusal(item) or _error(item.party) for item in items]
         sound = [item for item, error in zip(items, errors, strict=True) if error is None]
         profiles = iter(await self._gatherer.gather(sound))
-        return pb.GatherProfilesResponse(
-            results=[
-                _Result(key=item.key, profile=next(profiles))
-                if error is None
-                else _Result(key=item.key, error=item_status(error))
-                for item, error in zip(items, errors, strict=True)
-            ]
-        )
+        response = pb.GatherProfilesResponse()
+        for item, error in zip(items, errors, strict=True):
+            result = response.results.add(key=item.key)
+            if error is None:
+                result.profile.CopyFrom(next(profiles))
+            else:
+                result.error.CopyFrom(item_status(error))
+        return response
 
 
 def _refused(item: pb.GatherProfilesRequest.Item, error: LoanmeshError) -> pb.GatherProfilesResponse:

@@ -54,6 +54,9 @@ SLOW_COMMIT_S = 0.5
 PATIENCE: dict[int, float] = {PRIORITY_PARTNER: 2.0, PRIORITY_BULK: 10.0, PRIORITY_REASSESSMENT: 30.0}
 """How many times as old as an interactive one an application of a class is when its decision is late: for what is sent
 to be decided some time, a turn in the queue is nothing to look into."""
+CROWD_A_SECOND = 50.0
+"""Of those that were decided, only late or degraded, so many a second are told of, and as many more at once: in a
+backlog all are, for one reason, and telling of each would make it a tenth longer."""
 LOST = "lost attempt"
 WAIT = "wait for a turn"
 
@@ -109,6 +112,7 @@ class Following:
         self._lease_s = lease_s
         self._report = report
         self._current: ContextVar[_Batch | None] = ContextVar("batch", default=None)
+        self._crowd_room, self._crowd_at = CROWD_A_SECOND, clock.monotonic()
 
     # --- The ports, timed ---
 
@@ -257,6 +261,8 @@ class Following:
         told = []
         for claim in claims:
             why = self._worth(batch, claim, results.get(claim.id), error, batch.epoch_s + ended)
+            if why in ("late", "degraded") and claim.id not in batch.kept and not self._is_among_the_first(ended):
+                continue
             at = place_of(claim.traceparent) if why else None
             if at:
                 self._tell_one(batch, claim, at, results.get(claim.id), error, began, ended, why)
@@ -287,6 +293,15 @@ class Following:
                     return "degraded"
         late_s = self._slow_s * PATIENCE.get(claim.priority, 1.0)
         return batch.kept.get(claim.id) or ("late" if now_s - claim.created_at >= late_s else "")
+
+    def _is_among_the_first(self, now: float) -> bool:
+        """Whether fewer than CROWD_A_SECOND were told of for the same reason of late."""
+        earned = (now - self._crowd_at) * CROWD_A_SECOND
+        self._crowd_room, self._crowd_at = min(CROWD_A_SECOND, self._crowd_room + earned), now
+        if self._crowd_room < 1:
+            return False
+        self._crowd_room -= 1
+        return True
 
     def _tell_one(
         self,

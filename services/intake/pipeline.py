@@ -176,10 +176,8 @@ class Pipeline:
                 return Deferred(claim, (broken.cause,), self._backoff_s(claim), now_s)
 
     def _conclude(self, case: Case) -> Result:
-        pricing, profile, score = case.pricing, case.profile, case.score
+        pricing, profile, score = case.pricing, case.gathered, case.scored
         assert pricing is not None
-        assert profile is not None
-        assert score is not None
         if pricing.outcome == Pricing.OUTCOME_UNDETERMINED:
             return self._without(case, Unavailable("source_missing", missing_sources=tuple(pricing.missing_sources)))
         # Whatever pricing says, a decline leaves this house on complete evidence that is in date, or not at all.
@@ -270,17 +268,20 @@ def open_case(claim: Claim) -> Case:
 
 def decision_from(assessment: int, score: Score, pricing: Pricing) -> Decision:
     """What scoring and pricing said, as a decision; not yet made at any time."""
-    return Decision(
+    decision = Decision(
         assessment=assessment,
         outcome=OUTCOMES[pricing.outcome],
-        offers=pricing.offers,
-        reasons=[*pricing.reasons, *score.factors],
         grade=score.grade,
         pd=score.pd,
         degradations=pricing.degradations,
         model=score.model,
         policy=pricing.policy,
     )
+    for offer in pricing.offers:
+        decision.offers.add().CopyFrom(offer)
+    for reason in (*pricing.reasons, *score.factors):
+        decision.reasons.add().CopyFrom(reason)
+    return decision
 
 
 def _set_profile(case: Case, profile: CreditProfile) -> None:

@@ -69,6 +69,18 @@ class Case:
     traceparent: str = ""
     """W3C trace context of the stage under way; '' where nobody follows it."""
 
+    @property
+    def gathered(self) -> CreditProfile:
+        """The profile, in the stages after gathering."""
+        assert self.profile is not None
+        return self.profile
+
+    @property
+    def scored(self) -> Score:
+        """The score, in the stages after scoring."""
+        assert self.score is not None
+        return self.score
+
 
 @dataclass(frozen=True)
 class Decided:

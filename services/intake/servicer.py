@@ -137,7 +137,9 @@ class IntakeServicer(IntakeServiceServicer):
                     await context.send_initial_metadata(queued)
                     final = await self._final(stored, new, watching, left_s - ACKNOWLEDGE_S)
                 snapshot = final or await self._store.get(new.lender, stored.id)
-        return pb.SubmitApplicationResponse(application=await self._to_proto(snapshot))
+        response = pb.SubmitApplicationResponse()
+        await self._fill(response.application, snapshot)
+        return response
 
     async def BatchSubmitApplications(
         self, request: pb.BatchSubmitApplicationsRequest, context: _Context
@@ -176,7 +178,7 @@ class IntakeServicer(IntakeServiceServicer):
                 # One that cannot be read, too, is an answer to its item alone.
                 result.error.CopyFrom(item_status(error))
             else:
-                result.application.CopyFrom(await self._to_proto(snapshot))
+                await self._fill(result.application, snapshot)
         context.set_trailing_metadata(((QUEUE_HEADER, f"{(delay_s + self._clock.monotonic() - started) * 1000:.0f}"),))
         return response
 
@@ -471,7 +473,13 @@ class IntakeServicer(IntakeServiceServicer):
         return await self._to_proto(await self._store.get(*_split(name)))
 
     async def _to_proto(self, snapshot: Snapshot) -> pb.Application:
-        application = pb.Application.FromString(snapshot.payload)
+        application = pb.Application()
+        await self._fill(application, snapshot)
+        return application
+
+    async def _fill(self, application: pb.Application, snapshot: Snapshot) -> None:
+        """The application as callers see it, in place: copying it into its answer costs as much again."""
+        application.ParseFromString(snapshot.payload)
         application.name = f"{snapshot.lender}/applications/{snapshot.id}"
         application.state = pb.Application.State.Value(f"STATE_{snapshot.state.shown}")
         application.revision = snapshot.revision
@@ -495,7 +503,6 @@ class IntakeServicer(IntakeServiceServicer):
         elif snapshot.state == State.PARKED:
             # Nobody works on it; what can be told is by when somebody will have looked.
             _set_time(application.estimate_time, max(snapshot.due_at or 0.0, self._clock.now().timestamp()))
-        return application
 
 
 def _checked(parent: str, item: pb.SubmitApplicationRequest, *, thorough: bool) -> pb.SubmitApplicationRequest:

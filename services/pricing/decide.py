@@ -110,9 +110,10 @@ def _product(item: PriceApplicationsRequest.Item, policy: Policy, party: PartyKi
 
 def _terms(policy: Policy, product: Product, day: dt.date) -> Range:
     """The terms on offer, months: the product's, within the law's."""
-    cap = policy.cap("term_months", product.party, day)
-    most = min(product.term_months.max, cap.value) if cap else product.term_months.max
-    return Range(min=min(product.term_months.min, most), max=most)
+    cap, offered = policy.cap("term_months", product.party, day), product.term_months
+    if cap is None or cap.value >= offered.max:
+        return offered
+    return Range(min=min(offered.min, cap.value), max=cap.value)
 
 
 @dataclass(frozen=True)

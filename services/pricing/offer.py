@@ -7,7 +7,7 @@ from collections.abc import Callable
 from decimal import Decimal
 
 from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest
-from lending.type.v1.offer_pb2 import Offer, RateComponent
+from lending.type.v1.offer_pb2 import Offer
 
 from services.pricing.evidence import Evidence, stamp
 from services.pricing.limit import Bound, bounds
@@ -79,7 +79,7 @@ def _offer(
         rate = rate.held_at(lower, "held at the legal cap on the all-in cost")
     else:
         raise ArithmeticError("no rate keeps this loan within the legal cap on the all-in cost")
-    return Offer(
+    offer = Offer(
         offer_id=offer_id,
         product=product.name,
         principal_fen=amount_fen,
@@ -89,8 +89,8 @@ def _offer(
         instalment_fen=payments[0],
         last_instalment_fen=payments[-1],
         total_interest_fen=sum(payments) - amount_fen,
-        rate_components=[
-            RateComponent(component=line.name, rate_ppm=line.rate_ppm, basis=line.basis) for line in rate.components
-        ],
-        expire_time=stamp(now + dt.timedelta(days=product.offer_days)),
     )
+    for line in rate.components:
+        offer.rate_components.add(component=line.name, rate_ppm=line.rate_ppm, basis=line.basis)
+    offer.expire_time.CopyFrom(stamp(now + dt.timedelta(days=product.offer_days)))
+    return offer

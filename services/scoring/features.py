@@ -28,13 +28,17 @@ class Features:
     said: Mapping[int, tuple[Attribute, SourceReport]]
     """By feature: where it stands in the profile."""
 
-    def fact(self, column: int) -> Fact:
-        """A feature as a fact with its source, for a reason that shows it."""
-        name = self.model.features[column]
+    def state(self, column: int, fact: Fact) -> None:
+        """Fill in a fact with a feature and its source, for a reason that shows it."""
+        fact.attribute = self.model.features[column]
         if column not in self.said:
-            return Fact(attribute=name, value=Value(), source=min(self.model.required_sources))
+            fact.value.SetInParent()
+            fact.source = min(self.model.required_sources)
+            return
         attribute, report = self.said[column]
-        return Fact(attribute=name, value=attribute.value, source=report.source, observed_time=report.observed_time)
+        fact.source = report.source
+        fact.value.CopyFrom(attribute.value)
+        fact.observed_time.CopyFrom(report.observed_time)
 
 
 def features(model: Model, profile: CreditProfile) -> Features:

@@ -20,7 +20,7 @@ from loanmesh.runtime.validation import refusal
 from services.scoring.calibration import grade, points, probability
 from services.scoring.features import Features, features
 from services.scoring.model import Model
-from services.scoring.reasons import reasons
+from services.scoring.reasons import add_reasons
 from services.scoring.scorecard import contributions, log_odds
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -38,7 +38,9 @@ class ScoringServicer(ScoringServiceServicer):
         return await each_apart(request.items, self._score, _refused)
 
     async def _score(self, items: Sequence[pb.ScoreProfilesRequest.Item]) -> pb.ScoreProfilesResponse:
-        response = pb.ScoreProfilesResponse(results=[pb.ScoreProfilesResponse.Result(key=item.key) for item in items])
+        response = pb.ScoreProfilesResponse()
+        for item in items:
+            response.results.add(key=item.key)
         rows: dict[Party.Kind.ValueType, list[tuple[int, Features]]] = {kind: [] for kind in self._models}
         for index, item in enumerate(items):
             if error := refusal(item):
@@ -56,7 +58,7 @@ class ScoringServicer(ScoringServiceServicer):
                 parts = contributions(model, np.array([seen.values for _, seen in found]))
                 totals = log_odds(model, parts).tolist()
                 for (index, seen), total, shares in zip(found, totals, parts.tolist(), strict=True):
-                    response.results[index].score.CopyFrom(_score(model, total, shares, seen, scored_at))
+                    _tell(response.results[index].score, model, total, shares, seen, scored_at)
         return response
 
     async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
@@ -75,18 +77,17 @@ class ScoringServicer(ScoringServiceServicer):
         )
 
 
-def _score(model: Model, total: float, parts: Sequence[float], seen: Features, scored_at: Timestamp) -> pb.Score:
-    pd = probability(total)
-    return pb.Score(
-        pd=pd,
-        points=points(pd),
-        grade=grade(pd, model.bands),
-        factors=reasons(parts, model.features, seen.fact),
-        intercept=model.intercept,
-        model=model.name,
-        model_hash=model.hash,
-        score_time=scored_at,
-    )
+def _tell(
+    score: pb.Score, model: Model, total: float, parts: Sequence[float], seen: Features, scored_at: Timestamp
+) -> None:
+    score.pd = pd = probability(total)
+    score.points = points(pd)
+    score.grade = grade(pd, model.bands)
+    add_reasons(score, parts, model.features, seen.state)
+    score.intercept = model.intercept
+    score.model = model.name
+    score.model_hash = model.hash
+    score.score_time.CopyFrom(scored_at)
 
 
 def _refused(item: pb.ScoreProfilesRequest.Item, error: LoanmeshError) -> pb.ScoreProfilesResponse:

@@ -18,7 +18,7 @@ from loanmesh.runtime.clock import FakeClock
 from loanmesh.runtime.errors import DependencyDown
 from loanmesh.runtime.tracing import Call, Place, Recorder, place_of
 from services.intake.application import Claim, New
-from services.intake.following import Following
+from services.intake.following import CROWD_A_SECOND, Following
 from services.intake.ports import Broken, Case, Parked, Result, Unavailable
 from tests.unit.test_pipeline import Fake, a_claim, a_pipeline
 
@@ -265,3 +265,25 @@ async def test_what_the_store_parks_since_it_cannot_be_read_is_told_in_its_trace
     assert facts(attempt)[semconv.OUTCOME] == "parked"
     assert facts(attempt)[semconv.STAGE] == "open"
     assert facts(attempt)[semconv.CAUSE] == "unsealable"
+
+
+async def test_of_a_backlog_in_which_all_are_late_a_few_a_second_are_told_of() -> None:
+    told = Told()
+    at = told.clock.now().timestamp() - 60.0
+    late = [claim(told, id_=f"a{n}", created_at=at, traceparent=f"00-{n + 1:032x}-b7ad6b7169203331-00")
+            for n in range(200)]  # fmt: skip
+
+    async def attempts_of(claims: Sequence[Claim]) -> int:
+        before = len(told.spans("process applications"))
+        await told.decide(Fake(), *claims)
+        return len(told.spans("process applications")) - before - 1  # And the batch, in a trace of its own.
+
+    assert await attempts_of(late) == CROWD_A_SECOND
+    told.clock.advance(0.5)
+    assert await attempts_of(late) == CROWD_A_SECOND / 2
+    sampled = [dataclasses.replace(one, traceparent=one.traceparent[:-2] + "01") for one in late]
+    assert await attempts_of(sampled) == 200, "others tell their part of a sampled trace"
+    down = Fake(score=Unavailable("scoring_unavailable"))
+    before = len(told.spans("process applications"))
+    await told.decide(down, *late)
+    assert len(told.spans("process applications")) - before - 1 == 200, "what was not decided"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lending.scoring.v1.scoring_service_pb2 import Score
 from lending.type.v1.reason_pb2 import Fact, Reason
 
 from services.scoring.model import Model, ModelError, load_model
-from services.scoring.reasons import COUNTS_FROM, reasons
+from services.scoring.reasons import COUNTS_FROM, add_reasons
 from services.scoring.scorecard import contributions, log_odds
 
 CONSUMER = load_model("consumer-2026-11")
@@ -30,8 +32,13 @@ some_value = st.one_of(
 )
 
 
-def fact_of(column: int) -> Fact:
-    return Fact(attribute=f"feature {column}")
+def reasons(parts: Sequence[float], names: Sequence[str]) -> Sequence[Reason]:
+    def state(column: int, fact: Fact) -> None:
+        fact.attribute = f"feature {column}"
+
+    score = Score()
+    add_reasons(score, parts, names, state)
+    return score.factors
 
 
 @pytest.mark.parametrize("model", [CONSUMER, FIRM], ids=lambda m: m.name)
@@ -40,7 +47,7 @@ def test_intercept_and_reasons_add_up_to_the_log_odds(model: Model, data: st.Dat
     row = data.draw(st.lists(some_value, min_size=len(model.terms), max_size=len(model.terms)))
     parts = contributions(model, np.array([row]))
     total = float(log_odds(model, parts)[0])
-    said = reasons(parts[0].tolist(), model.features, fact_of)
+    said = reasons(parts[0].tolist(), model.features)
     assert math.isfinite(total)
     assert model.intercept + sum(r.contribution for r in said) == pytest.approx(total, abs=1e-12)
 
@@ -70,7 +77,7 @@ def test_a_batch_gives_each_row_what_it_gets_alone() -> None:
 def test_small_contributions_are_added_up_and_the_largest_comes_first() -> None:
     small = COUNTS_FROM / 2
     names = [f"credit.{word}" for word in ("one", "two", "three", "four")]
-    said = reasons([small, -0.5, 1.0, small], names, fact_of)
+    said = reasons([small, -0.5, 1.0, small], names)
     assert [(r.code, r.effect, [fact.attribute for fact in r.facts]) for r in said] == [
         ("SCORE_THREE", Reason.EFFECT_ADVERSE, ["feature 2"]),
         ("SCORE_TWO", Reason.EFFECT_FAVOURABLE, ["feature 1"]),
