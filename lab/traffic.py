@@ -307,6 +307,13 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--deadline-s", type=float, default=2.0, help="how long a caller waits for its acknowledgement")
     parser.add_argument("--subjects", type=int, default=1000, help="how many different subjects apply")
     parser.add_argument("--first-subject", type=int, default=0)
+    parser.add_argument(
+        "--begin-at",
+        type=float,
+        default=0.0,
+        help="Unix time from which to count, so that several generators begin"
+        " together; one that is not ready by then begins when it is",
+    )
     parser.add_argument("--count-max", type=int, default=200_000)
     parser.add_argument("--in-flight-max", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
@@ -360,6 +367,7 @@ async def run(asked: argparse.Namespace, clock: Clock) -> list[Record]:
         # Connect before the first is due. A mesh that is away is no reason not to send: it is what callers would do.
         await asyncio.gather(*(client.list(page_size=1) for client in clients), return_exceptions=True)
         settle_memory()
+        await clock.sleep(max(0.0, asked.begin_at - clock.now().timestamp()))
         return await play(arriving, sender(clients, prepared), clock, asked.in_flight_max)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from loanmesh.client.results import DECIDED, WAITS_FOR_PEOPLE, Decided, Pending
 from loanmesh.client.security import Security
 from loanmesh.client.transport import GrpcTransport, Transport
 from loanmesh.runtime.budget import BudgetSettings
-from loanmesh.runtime.clock import Clock, SystemClock, new_request_id
+from loanmesh.runtime.clock import Clock, SystemClock, new_uuid7
 from loanmesh.runtime.throttle import ThrottleSettings
 
 WAIT_S_MAX = 60.0
@@ -66,14 +67,14 @@ class Client:
         budget: BudgetSettings | None = None,
         clock: Clock | None = None,
         dice: random.Random | None = None,
-        new_id: Callable[[], str] = new_request_id,
+        new_id: Callable[[], str] | None = None,
         transport: Transport | None = None,
     ) -> None:
         self._lender = lender
         self._client_id = client_id
         self._patience_s = patience_s
         self._clock = clock or SystemClock()
-        self._new_id = new_id
+        self._new_id = new_id or functools.partial(new_uuid7, self._clock)
         self._transport = transport or GrpcTransport(address, security, self._clock)
         self._one = Lane(throttle or ThrottleSettings(), ONE_CALL, self._clock)
         self._many = Lane(MANY_THROTTLE, MANY_ATTEMPTS, self._clock)

@@ -77,7 +77,8 @@ class FakeClock:
 
 
 def new_uuid7(clock: Clock) -> str:
-    """A UUIDv7 (RFC 9562) in its text form: 48 bits of milliseconds, then 74 random bits. Sorts by time."""
+    """A UUIDv7 (RFC 9562) in its text form: 48 bits of milliseconds, then 74 random bits. It sorts by time, so that a
+    store's index of them grows at its end: else each of a batch would rewrite a page of its own."""
     milliseconds = int(clock.now().timestamp() * 1000)
     random = int.from_bytes(os.urandom(10), "big")
     value = (
@@ -93,6 +94,5 @@ def new_owner(service: str) -> str:
 
 
 def new_request_id() -> str:
-    """A fresh idempotency key. It sorts by time, so that a store's index of them grows at its end: else each of a batch
-    would rewrite a page of its own."""
+    """A fresh idempotency key."""
     return new_uuid7(SystemClock())

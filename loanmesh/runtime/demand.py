@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loanmesh.runtime.clock import Clock
 
-EVERY_S = 0.25
+EVERY_S = 0.1
 """Over how long it is measured, at least."""
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 

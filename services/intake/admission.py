@@ -27,8 +27,10 @@ URGENT_OTHERS_LIMIT_S = 0.025
 above: for who is in a hurry, every call before the door is one more to wait for."""
 URGENT_WITHIN_S = 1.0
 """How long after an interactive submit that holds."""
-CROWDED_S, CROWDED_SHARE, CROWDED_FOR_S = 0.05, 0.2, 1.0
+CROWDED_S, CROWDED_SHARE, CROWDED_FOR_S = 0.03, 0.2, 1.0
 """It is crowded, for a while, when so large a share of interactive submits queued before the door for so long."""
+CROWDED_LIMIT_SHARE = 0.5
+"""What is left of those limits while it is crowded. Always, it would turn bulk away at half load."""
 CROWDED_WEIGHT = 0.05
 """Weight of the newest interactive submit in that share."""
 
@@ -87,7 +89,8 @@ class Admission:
             self._refuse(queued_s)
         if priority != INTERACTIVE and now < self._urgent_at + URGENT_WITHIN_S and self._busy():
             usual_s = self._arrivals.usual_s(now)
-            if usual_s > URGENT_LIMITS_S.get(priority, URGENT_OTHERS_LIMIT_S):
+            limit_s = URGENT_LIMITS_S.get(priority, URGENT_OTHERS_LIMIT_S)
+            if usual_s > limit_s * (CROWDED_LIMIT_SHARE if self.crowded() else 1.0):
                 self._refuse(usual_s)
 
     def _note_urgent(self, before_s: float, now: float) -> None:
@@ -105,8 +108,17 @@ class Admission:
         raise Overloaded(f"storing is {queued_s:.2g} s behind; nothing was stored", retry_s=retry_s)
 
     def crowded(self) -> bool:
-        """Whether interactive submits had to queue for us a moment ago."""
-        return self._clock.monotonic() < self._crowded_at + CROWDED_FOR_S and self._busy()
+        """Whether interactive submits had to queue for us a moment ago, or those that come now will have to."""
+        now = self._clock.monotonic()
+        return (self._queues(now) or now < self._crowded_at + CROWDED_FOR_S) and self._busy()
+
+    def pressed(self) -> bool:
+        """Whether calls queue for us: for some time, or now that those in a hurry come in."""
+        now = self._clock.monotonic()
+        return self._arrivals.pressed(now) or (self._queues(now) and self._busy())
+
+    def _queues(self, now: float) -> bool:
+        return now < self._urgent_at + URGENT_WITHIN_S and self._arrivals.usual_s(now) > CROWDED_S
 
     def pay(self, client: str, count: int) -> None:
         """Count so much work against the caller's quota. Raises OverQuota; then nothing is counted."""

@@ -30,9 +30,8 @@ RESTS = 3
 """While requests queue at the door, deciding rests three times as long as its last batch took: what is stored can be
 decided later, but who is not answered in time is lost."""
 CROWDED_PART = 4
-"""Into how many parts a full batch is cut while it is crowded at the door, callers are held back, and more than one
-batch waits: then decisions are late anyway, and who knocks waits for a quarter of the time. When the callers are gone,
-the backlog is worked off in full ones."""
+"""Into how many parts a full batch is cut while it is crowded at the door and either calls queue there or more than one
+batch waits: then decisions are late anyway, and who knocks waits for a quarter of the time."""
 CROWDED_APART_S = 0.1
 """Least time from one batch to the next beside it while it is crowded: one that has taken so long does not compute, it
 waits."""
@@ -192,7 +191,7 @@ class Worker:
 
     @property
     def _full_batch(self) -> int:
-        cut = len(self._held) > self._batch_max and self._crowded() and self._pressed()
+        cut = self._crowded() and (self._pressed() or len(self._held) > self._batch_max)
         return min(len(self._held), max(1, self._batch_max // CROWDED_PART) if cut else self._batch_max)
 
     @property

@@ -80,7 +80,7 @@ def test_it_is_crowded_for_a_while_after_those_in_a_hurry_had_to_queue() -> None
     door = a_door(clock=clock)
     for number in range(100):
         door.let_in(BULK, 0.2)
-        door.let_in(INTERACTIVE, 0.2 if number % 10 == 0 else 0.04, behind_s=0.2)
+        door.let_in(INTERACTIVE, 0.2 if number % 10 == 0 else 0.02, behind_s=0.2)
     assert not door.crowded(), "one way in ten is slow, or a disk is: nobody queues"
     for _ in range(10):
         door.let_in(INTERACTIVE, 0.06)
@@ -92,6 +92,42 @@ def test_it_is_crowded_for_a_while_after_those_in_a_hurry_had_to_queue() -> None
     clock.advance(60)
     door.let_in(INTERACTIVE, 0.06)
     assert not door.crowded(), "what was a minute ago says nothing"
+
+
+def test_what_queues_now_counts_at_once_while_those_in_a_hurry_come_in() -> None:
+    clock = FakeClock()
+    busy = True
+    door = Admission(1.0, Arrivals(), Quota(0, 1), clock, lambda: busy)
+    clock.advance(10)
+    arrive(door, clock, 0.0)
+    arrive(door, clock, 0.035)
+    assert not door.pressed(), "nobody is in a hurry"
+    door.let_in(INTERACTIVE, 0.0)
+    assert door.pressed()
+    assert door.crowded()
+    busy = False
+    assert not door.pressed()
+    assert not door.crowded()
+
+
+@pytest.mark.parametrize(
+    ("queued_s", "partner", "bulk"), [(0.012, True, True), (0.02, True, False), (0.029, False, False)]
+)
+def test_while_it_is_crowded_what_can_wait_queues_for_half_of_that(queued_s: float, partner: bool, bulk: bool) -> None:
+    clock = FakeClock()
+    door = a_door(clock=clock)
+    clock.advance(10)
+    for _ in range(20):
+        door.let_in(INTERACTIVE, 0.1)
+    assert door.crowded()
+    arrive(door, clock, 0.0)
+    arrive(door, clock, queued_s)
+    for priority, let_in in ((PARTNER, partner), (BULK, bulk)):
+        if let_in:
+            door.let_in(priority, 0.0)
+        else:
+            with pytest.raises(Overloaded):
+                door.let_in(priority, 0.0)
 
 
 def test_a_replica_with_time_to_spare_turns_nobody_away_for_delays_that_are_not_its_own() -> None:

@@ -222,18 +222,18 @@ async def test_while_it_is_crowded_batches_follow_one_another_unless_they_only_w
         settled=lambda results: None, report=lambda *_, **__: None, crowded=lambda: True, pressed=lambda: pressed,
     )  # fmt: skip
     worker.offer(some_claims(160))
-    for _ in range(400):
-        await turns(5)
-        clock.advance(0.01)
-    assert set(sizes) == {8}
-    assert max(at_once) == side_by_side
-    sizes.clear()
-    pressed = True
-    worker.offer(some_claims(20, first=1000))
     for _ in range(1500):
         await turns(5)
         clock.advance(0.01)
-    assert sizes == [2, 2, 2, 2, 2, 2, 8], "a quarter of a full one; what one batch can clear is decided at once"
+    assert sizes == [2] * 76 + [8], "a quarter of a full one; what one batch can clear is decided at once"
+    assert max(at_once) == side_by_side
+    sizes.clear()
+    pressed = True
+    worker.offer(some_claims(4, first=1000))
+    for _ in range(500):
+        await turns(5)
+        clock.advance(0.01)
+    assert sizes == [2, 2], "not while calls queue"
     await worker.drain()
 
 
