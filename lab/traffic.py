@@ -15,6 +15,7 @@ import asyncio
 import gc
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -366,9 +367,17 @@ async def run(asked: argparse.Namespace, clock: Clock) -> list[Record]:
         ]
         # Connect before the first is due. A mesh that is away is no reason not to send: it is what callers would do.
         await asyncio.gather(*(client.list(page_size=1) for client in clients), return_exceptions=True)
-        settle_memory()
-        await clock.sleep(max(0.0, asked.begin_at - clock.now().timestamp()))
+        await begin(asked, clock)
         return await play(arriving, sender(clients, prepared), clock, asked.in_flight_max)
+
+
+async def begin(asked: argparse.Namespace, clock: Clock) -> None:
+    """Everything is made: wait until it is time."""
+    settle_memory()
+    early_s = asked.begin_at - clock.now().timestamp()
+    if asked.begin_at and early_s < 0:
+        print(f"ready {-early_s:.1f} s after --begin-at: begins now", file=sys.stderr)
+    await clock.sleep(max(0.0, early_s))
 
 
 def settle_memory() -> None:

@@ -21,7 +21,7 @@ from lending.intake.v1.intake_service_pb2_grpc import IntakeServiceStub
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from lab.population import Population
-from lab.traffic import OK, Answer, Arrival, Record, Send, due, options, play, prepare, publish, settle_memory
+from lab.traffic import OK, Answer, Arrival, Record, Send, begin, due, options, play, prepare, publish
 from loanmesh.runtime.clock import Clock, SystemClock, new_request_id
 
 if TYPE_CHECKING:  # A name that only type stubs have.
@@ -75,7 +75,7 @@ async def run(asked: argparse.Namespace, clock: Clock) -> list[Record]:
         send = plain_sender(
             [IntakeServiceStub(channel) for channel in channels], prepared, clock, asked.deadline_s, asked.tries
         )
-        settle_memory()
+        await begin(asked, clock)
         return await play(arriving, send, clock, asked.in_flight_max)
 
 

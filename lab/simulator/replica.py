@@ -274,7 +274,7 @@ class Intake(Process):
             poll_s=sizes.poll_s,
             settled=self._settled,
             report=self._report,
-            pressed=admission.pressed,
+            pressed=lambda: arrivals.pressed(clock.monotonic()),
             crowded=admission.crowded,
             may_begin=lambda: batches_allowed(guards),
         )

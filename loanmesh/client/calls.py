@@ -179,9 +179,9 @@ class Calls:
         attempt_s = lane.attempts.limit_s(call.attempts, call.left_s)
         call.attempts += 1
         timely = steady and not wait  # One that waits takes as long as the decision does.
-        sent = self._clock.monotonic()
-        metadata = (*call.metadata, (SENT_MS, f"{self._sender}:{int(sent * 1000)}:{int((sent - came) * 1000)}"))
         try:
+            sent = self._clock.monotonic()
+            metadata = (*call.metadata, (SENT_MS, f"{self._sender}:{int(sent * 1000)}:{int((sent - came) * 1000)}"))
             if wait:
                 wait_s = wait.ask(call.left_s)
                 reply = await self._transport.waiting(

@@ -293,8 +293,10 @@ class Throttle:
         finally:
             too_late.cancel()
             self._waiting[urgency].pop(future, None)
+            del future  # What it raised leads back here: a cycle, for the collector, of each call that gives up.
 
     def _give_up(self, future: asyncio.Future[Permit], urgency: int, within_s: float) -> None:
+        self._waiting[urgency].pop(future, None)
         if not future.done():
             future.set_exception(Overloaded(f"no turn within {within_s:.1f} s", self.expected_wait_s(urgency)))
 
@@ -304,7 +306,9 @@ class Throttle:
             return
         for queue in reversed(self._waiting[urgency + 1 :]):
             if queue:
-                queue.popitem()[0].set_exception(Overloaded("more urgent calls took its place", expected_s))
+                future, _ = queue.popitem()
+                if not future.done():  # Else it just gave up, and its task has not run yet.
+                    future.set_exception(Overloaded("more urgent calls took its place", expected_s))
                 return
         raise Overloaded(f"{self.waiting} calls wait already", expected_s)
 

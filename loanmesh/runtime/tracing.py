@@ -192,6 +192,10 @@ class Recorder:
         self._remember(at.span_id, None)
         return False
 
+    def has_told(self, at: Place) -> bool:
+        """Whether something of what the call brought was told already, as far as is remembered here."""
+        return self._calls.get(at.span_id, at) is None
+
     def _remember(self, span_id: int, call: Call | None) -> None:
         self._calls[span_id] = call
         while len(self._calls) > CALLS_MAX:

@@ -21,7 +21,7 @@ QUEUE_SHARES = {1: 1.0, 2: 0.5}
 """Share of the longest queue delay at which a class is turned away, by priority: interactive, partner; others at a
 quarter. What can wait goes first."""
 OTHERS_SHARE = 0.25
-URGENT_LIMITS_S = {2: 0.05}
+URGENT_LIMITS_S = {2: 0.03}
 URGENT_OTHERS_LIMIT_S = 0.025
 """The longest that requests may queue before the door in the mean while interactive submits come in, by priority as
 above: for who is in a hurry, every call before the door is one more to wait for."""
@@ -29,8 +29,9 @@ URGENT_WITHIN_S = 1.0
 """How long after an interactive submit that holds."""
 CROWDED_S, CROWDED_SHARE, CROWDED_FOR_S = 0.03, 0.2, 1.0
 """It is crowded, for a while, when so large a share of interactive submits queued before the door for so long."""
-CROWDED_LIMIT_SHARE = 0.5
-"""What is left of those limits while it is crowded. Always, it would turn bulk away at half load."""
+CROWDED_LIMITS_S = {2: 0.025}
+CROWDED_OTHERS_LIMIT_S = 0.0125
+"""Those limits while it is crowded. At all times they would turn bulk away at half load."""
 CROWDED_WEIGHT = 0.05
 """Weight of the newest interactive submit in that share."""
 
@@ -90,7 +91,9 @@ class Admission:
         if priority != INTERACTIVE and now < self._urgent_at + URGENT_WITHIN_S and self._busy():
             usual_s = self._arrivals.usual_s(now)
             limit_s = URGENT_LIMITS_S.get(priority, URGENT_OTHERS_LIMIT_S)
-            if usual_s > limit_s * (CROWDED_LIMIT_SHARE if self.crowded() else 1.0):
+            if self.crowded():
+                limit_s = CROWDED_LIMITS_S.get(priority, CROWDED_OTHERS_LIMIT_S)
+            if usual_s > limit_s:
                 self._refuse(usual_s)
 
     def _note_urgent(self, before_s: float, now: float) -> None:
@@ -109,16 +112,11 @@ class Admission:
 
     def crowded(self) -> bool:
         """Whether interactive submits had to queue for us a moment ago, or those that come now will have to."""
+        if not self._busy():
+            return False
         now = self._clock.monotonic()
-        return (self._queues(now) or now < self._crowded_at + CROWDED_FOR_S) and self._busy()
-
-    def pressed(self) -> bool:
-        """Whether calls queue for us: for some time, or now that those in a hurry come in."""
-        now = self._clock.monotonic()
-        return self._arrivals.pressed(now) or (self._queues(now) and self._busy())
-
-    def _queues(self, now: float) -> bool:
-        return now < self._urgent_at + URGENT_WITHIN_S and self._arrivals.usual_s(now) > CROWDED_S
+        queues = now < self._urgent_at + URGENT_WITHIN_S and self._arrivals.usual_s(now) > CROWDED_S
+        return queues or now < self._crowded_at + CROWDED_FOR_S
 
     def pay(self, client: str, count: int) -> None:
         """Count so much work against the caller's quota. Raises OverQuota; then nothing is counted."""

@@ -18,7 +18,7 @@ SENDERS_MAX = 10_000
 FORGET_S = 60.0
 """How long a least difference counts, and once more as long: clocks drift apart."""
 STANDING_S = 0.05
-"""From this queue on, storing comes before deciding: where even the quickest of an interval had to wait for so long."""
+"""From this queue on, deciding rests for storing: where even the quickest of an interval had to wait for so long."""
 INTERVAL_S = 0.2
 """As CoDel (RFC 8289) tells a standing queue from a burst: by the least delay of an interval, not by the longest.
 Callers who come back together, as after each batch of decisions, make a burst."""

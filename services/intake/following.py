@@ -55,7 +55,7 @@ PATIENCE: dict[int, float] = {PRIORITY_PARTNER: 2.0, PRIORITY_BULK: 10.0, PRIORI
 """How many times as old as an interactive one an application of a class is when its decision is late: for what is sent
 to be decided some time, a turn in the queue is nothing to look into."""
 CROWD_A_SECOND = 50.0
-"""Of those that were decided, only late or degraded, so many a second are told of, and as many more at once: in a
+"""Of those that were decided with nothing wrong but late, so many a second are told of, and as many more at once: in a
 backlog all are, for one reason, and telling of each would make it a tenth longer."""
 LOST = "lost attempt"
 WAIT = "wait for a turn"
@@ -261,9 +261,10 @@ class Following:
         told = []
         for claim in claims:
             why = self._worth(batch, claim, results.get(claim.id), error, batch.epoch_s + ended)
-            if why in ("late", "degraded") and claim.id not in batch.kept and not self._is_among_the_first(ended):
-                continue
             at = place_of(claim.traceparent) if why else None
+            # Of what an earlier attempt or a slow commit was told, the end is told too.
+            if at and why == "late" and not self._recorder.has_told(at) and not self._is_among_the_first(ended):
+                continue
             if at:
                 self._tell_one(batch, claim, at, results.get(claim.id), error, began, ended, why)
                 told.append(at)
@@ -295,7 +296,7 @@ class Following:
         return batch.kept.get(claim.id) or ("late" if now_s - claim.created_at >= late_s else "")
 
     def _is_among_the_first(self, now: float) -> bool:
-        """Whether fewer than CROWD_A_SECOND were told of for the same reason of late."""
+        """Whether there is room for one more of those that are only late."""
         earned = (now - self._crowd_at) * CROWD_A_SECOND
         self._crowd_room, self._crowd_at = min(CROWD_A_SECOND, self._crowd_room + earned), now
         if self._crowd_room < 1:

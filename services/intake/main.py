@@ -169,7 +169,7 @@ async def build(settings: IntakeSettings, clock: Clock) -> Service:
         lease_s=settings.lease.duration_s,
         poll_s=settings.lease.poll_s,
         settled=settled,
-        pressed=admission.pressed,
+        pressed=lambda: arrivals.pressed(clock.monotonic()),
         crowded=admission.crowded,
         may_begin=lambda: batches_allowed(guards),
         report=report,

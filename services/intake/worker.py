@@ -27,8 +27,10 @@ GATHER_S = 0.015
 """After a batch of several the next waits so long for those who come back with the answers of the last, unless half of
 a full one is there. Without it 64 callers were decided ten at a time; with it twenty, for a quarter less CPU."""
 RESTS = 3
+COMPUTES_S_MAX = 0.25
 """While requests queue at the door, deciding rests three times as long as its last batch took: what is stored can be
-decided later, but who is not answered in time is lost."""
+decided later, but who is not answered in time is lost. A batch that takes longer than this waits for a source, which is
+no reason to rest, and after as long again three times another one starts beside it."""
 CROWDED_PART = 4
 """Into how many parts a full batch is cut while it is crowded at the door and either calls queue there or more than one
 batch waits: then decisions are late anyway, and who knocks waits for a quarter of the time."""
@@ -61,8 +63,8 @@ class Worker:
     report   called with an event name and facts when something went wrong that mends itself.
     settled  called with what was committed, by application id.
     pressed  whether requests queue at the door.
-    crowded  whether those in a hurry waited there a moment ago: then one batch after another, since the callers wait
-             for all that are under way together.
+    crowded  whether those in a hurry wait there, or did a moment ago: then one batch after another, since the callers
+             wait for all that are under way together.
     may_begin  how many batches may be under way for those we depend on: 0 while one is known to be down, 1 while it
              is being tried; None: as many as we like.
     """
@@ -205,8 +207,10 @@ class Worker:
             self._wide, self._widened_at = 1.0, now
         if now < self._down_until or under_way >= self._most_batches:
             return False
-        if self._pressed() and (under_way or now < self._rest_until):
-            return False
+        if self._pressed():
+            waits = now - self._began_at >= (1 + RESTS) * COMPUTES_S_MAX
+            if now < self._rest_until or (under_way and not waits):
+                return False
         if not under_way:
             return now >= self._gather_until or len(self._held) * 2 >= self._batch_max
         if now - self._began_at < (CROWDED_APART_S if crowded else LINGER_S):
@@ -254,7 +258,7 @@ class Worker:
             ended_at = self._clock.monotonic()
             if len(batch) > 1:
                 self._gather_until = ended_at + GATHER_S
-            self._rest_until = ended_at + RESTS * (ended_at - started_at)
+            self._rest_until = ended_at + RESTS * min(ended_at - started_at, COMPUTES_S_MAX)
             self._side_by_side(ended_at - started_at, ended_at)
             for claim in batch:
                 self._working.pop((claim.id, claim.fence), None)

@@ -101,13 +101,24 @@ def test_what_queues_now_counts_at_once_while_those_in_a_hurry_come_in() -> None
     clock.advance(10)
     arrive(door, clock, 0.0)
     arrive(door, clock, 0.035)
-    assert not door.pressed(), "nobody is in a hurry"
+    assert not door.crowded(), "nobody is in a hurry"
     door.let_in(INTERACTIVE, 0.0)
-    assert door.pressed()
     assert door.crowded()
     busy = False
-    assert not door.pressed()
     assert not door.crowded()
+
+
+def test_before_it_is_crowded_partners_queue_as_long_as_nobody_in_a_hurry_is_held_up() -> None:
+    clock = FakeClock()
+    door = a_door(clock=clock)
+    clock.advance(10)
+    arrive(door, clock, 0.0)
+    arrive(door, clock, 0.028)
+    door.let_in(INTERACTIVE, 0.0)
+    assert not door.crowded()
+    door.let_in(PARTNER, 0.0)
+    with pytest.raises(Overloaded):
+        door.let_in(BULK, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,20 @@ def test_a_cancelled_caller_cancels_the_call_and_frees_its_place() -> None:
     using(mesh, work)
 
 
+def test_a_propagator_that_breaks_leaves_nothing_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("no such propagator")
+
+    monkeypatch.setattr("opentelemetry.propagate.inject", breaks)
+
+    async def work(client: Client) -> None:
+        with pytest.raises(RuntimeError, match="no such propagator"):
+            await client.submit(an_application())
+        assert client._one.throttle.in_flight == client._calls.open == 0
+
+    using(MemoryMesh(), work)
+
+
 def test_priority_caller_and_trace_travel_with_each_call() -> None:
     mesh = MemoryMesh()
     parent = trace.SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=trace.TraceFlags(1))

@@ -270,20 +270,17 @@ async def test_what_the_store_parks_since_it_cannot_be_read_is_told_in_its_trace
 async def test_of_a_backlog_in_which_all_are_late_a_few_a_second_are_told_of() -> None:
     told = Told()
     at = told.clock.now().timestamp() - 60.0
-    late = [claim(told, id_=f"a{n}", created_at=at, traceparent=f"00-{n + 1:032x}-b7ad6b7169203331-00")
-            for n in range(200)]  # fmt: skip
+    late = [claim(told, id_=f"a{n}", created_at=at, traceparent=f"00-{n:032x}-{n:016x}-00") for n in range(1, 801)]
 
-    async def attempts_of(claims: Sequence[Claim]) -> int:
+    async def attempts_of(claims: Sequence[Claim], fake: Fake | None = None) -> int:
         before = len(told.spans("process applications"))
-        await told.decide(Fake(), *claims)
+        await told.decide(fake or Fake(), *claims)
         return len(told.spans("process applications")) - before - 1  # And the batch, in a trace of its own.
 
-    assert await attempts_of(late) == CROWD_A_SECOND
+    assert await attempts_of(late[:200]) == CROWD_A_SECOND
     told.clock.advance(0.5)
-    assert await attempts_of(late) == CROWD_A_SECOND / 2
-    sampled = [dataclasses.replace(one, traceparent=one.traceparent[:-2] + "01") for one in late]
+    assert await attempts_of(late[200:400]) == CROWD_A_SECOND / 2
+    sampled = [dataclasses.replace(one, traceparent=one.traceparent[:-2] + "01") for one in late[400:600]]
     assert await attempts_of(sampled) == 200, "others tell their part of a sampled trace"
-    down = Fake(score=Unavailable("scoring_unavailable"))
-    before = len(told.spans("process applications"))
-    await told.decide(down, *late)
-    assert len(told.spans("process applications")) - before - 1 == 200, "what was not decided"
+    assert await attempts_of(late[600:], Fake(score=Unavailable("scoring_unavailable"))) == 200, "they are not decided"
+    assert await attempts_of(late[600:]) == 200, "nor is the end left out of what was told before"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import random
 
 import pytest
@@ -271,6 +273,42 @@ def test_a_cancelled_waiter_leaves_nothing_behind() -> None:
         granted.cancel()  # and in the same moment it is cancelled.
         await asyncio.gather(granted, return_exceptions=True)
         assert throttle.in_flight == 0
+
+    run(scenario())
+
+
+def test_who_just_gave_up_is_not_turned_away_once_more() -> None:
+    async def scenario() -> None:
+        throttle = Throttle(ThrottleSettings(initial=1, floor=1, ceiling=1, waiting_max=1), VirtualClock())
+        await throttle.acquire(INTERACTIVE, 10)
+        waiting = asyncio.create_task(throttle.acquire(BULK, 10))
+        await asyncio.sleep(0)  # noqa: TID251  Lets it queue up.
+        waiting.cancel()  # Its task has not run yet.
+        with pytest.raises(Overloaded, match="no turn"):
+            await throttle.acquire(INTERACTIVE, 0.5)
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert throttle.waiting == 0
+
+    run(scenario())
+
+
+def test_calls_that_give_up_leave_no_work_to_the_garbage_collector() -> None:
+    async def scenario() -> None:
+        throttle = Throttle(ThrottleSettings(initial=1, floor=1, ceiling=1), VirtualClock())
+        await throttle.acquire(INTERACTIVE, 10)
+
+        async def one() -> None:
+            with contextlib.suppress(Overloaded):
+                await throttle.acquire(INTERACTIVE, 0.5)
+
+        await asyncio.gather(*(one() for _ in range(10)))
+        gc.collect()
+        gc.disable()
+        try:
+            await asyncio.gather(*(one() for _ in range(100)))
+            assert gc.collect() < 100
+        finally:
+            gc.enable()
 
     run(scenario())
 

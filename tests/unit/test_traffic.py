@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import random
 from itertools import pairwise
@@ -16,6 +17,7 @@ from lab.traffic import (
     Arrival,
     Record,
     arrivals,
+    begin,
     play,
     promotion_day,
     ramp,
@@ -118,6 +120,18 @@ async def test_each_is_sent_when_it_is_due() -> None:
 
     await play([Arrival(at, "bulk") for at in (0.5, 1.0, 4.0)], send, clock)
     assert sent == [0.5, 1.0, 4.0]
+
+
+async def test_generators_begin_together_and_one_that_is_not_ready_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = FakeClock()
+    now = clock.now().timestamp()
+    await begin(argparse.Namespace(begin_at=now + 3.0), clock)
+    assert clock.monotonic() == pytest.approx(3.0)
+    await begin(argparse.Namespace(begin_at=0.0), clock)
+    assert not capsys.readouterr().err
+    await begin(argparse.Namespace(begin_at=now + 1.0), clock)
+    assert clock.monotonic() == pytest.approx(3.0)
+    assert "ready 2.0 s after --begin-at" in capsys.readouterr().err
 
 
 async def test_a_stall_is_felt_by_all_who_would_have_come_during_it() -> None:

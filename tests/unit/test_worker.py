@@ -209,6 +209,22 @@ async def test_deciding_rests_while_requests_queue_at_the_door() -> None:
     await worker.drain()
 
 
+async def test_a_source_that_hangs_does_not_stop_deciding_while_requests_queue() -> None:
+    clock = StillClock()
+    decide_batch = Deciding(lambda: clock.sleep(1.2))
+    worker = Worker(Leases(), decide_batch, clock, batch_max=8, batches=5, held_max=10_000, lease_s=99, poll_s=1,
+                    settled=lambda results: None, report=lambda *_, **__: None, pressed=lambda: True)  # fmt: skip
+    worker.offer(some_claims(800))
+    for _ in range(1000):
+        await turns(5)
+        clock.advance(0.01)
+    assert len(decide_batch.sizes) >= 7, "resting as long as it hung would leave two in ten seconds"
+    drained = asyncio.ensure_future(worker.drain())
+    while not drained.done():
+        await turns(5)
+        clock.advance(0.1)
+
+
 @pytest.mark.parametrize(("batch_s", "side_by_side"), [(0.04, 1), (0.35, 4)])
 async def test_while_it_is_crowded_batches_follow_one_another_unless_they_only_wait(
     batch_s: float, side_by_side: int
