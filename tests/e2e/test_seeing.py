@@ -67,7 +67,7 @@ async def test_a_trouble_is_found_with_one_command_and_followed_with_the_next(tm
             str(group["example"]), state, "intake SubmitApplication", "process applications", "bureau ask court",
             "POST /v1/court/query", "source court is down",
         )  # fmt: skip
-        code, text = await run("top", "--json", "--state", state)
+        _, text = await run("top", "--json", "--state", state)
         shown = json.loads(text)
         assert {row["service"] for row in shown["rows"]} == {"intake", "bureau", "scoring", "pricing"}
         assert [row["state"] for row in shown["rows"]] == ["up"] * 5
