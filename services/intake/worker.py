@@ -32,9 +32,9 @@ COMPUTES_S_MAX = 0.25
 decided later, but who is not answered in time is lost. A batch that takes longer than this waits for a source, which is
 no reason to rest, and after as long again three times another one starts beside it."""
 CROWDED_PART = 4
-"""Into how many parts a full batch is cut while it is crowded at the door and callers are held back or queue there: then
-decisions are late anyway, and who knocks waits for a quarter of the time. When they are gone, the backlog is worked off in
-full ones: in parts it took half as long again."""
+"""Into how many parts a full batch is cut while it is crowded at the door and callers are held back or queue there:
+then decisions are late anyway, and who knocks waits for a quarter of the time. When they are gone, the backlog is
+worked off in full ones: in parts it took half as long again."""
 CROWDED_APART_S = 0.1
 """Least time from one batch to the next beside it while it is crowded: one that has taken so long does not compute, it
 waits."""
