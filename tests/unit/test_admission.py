@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -47,6 +48,16 @@ def arrive(door: Admission, clock: FakeClock, delay_s: float, count: int = 50) -
     for _ in range(count):
         sent_ms = round((clock.monotonic() - delay_s) * 1000) + 1_000_000
         door.arrived({"loanmesh-client": "app", "loanmesh-sent-ms": f"a1:{sent_ms}"})
+
+
+def where_calls_queue(delay_s: float, busy: Callable[[], bool] = lambda: True) -> Admission:
+    """A door before which calls queue for so long in the mean."""
+    clock = FakeClock()
+    door = Admission(1.0, Arrivals(), Quota(0, 1), clock, busy)
+    clock.advance(10)
+    arrive(door, clock, 0.0)
+    arrive(door, clock, delay_s)
+    return door
 
 
 def test_while_somebody_waits_in_front_of_a_screen_what_can_wait_queues_for_less() -> None:
@@ -95,12 +106,8 @@ def test_it_is_crowded_for_a_while_after_those_in_a_hurry_had_to_queue() -> None
 
 
 def test_what_queues_now_counts_at_once_while_those_in_a_hurry_come_in() -> None:
-    clock = FakeClock()
     busy = True
-    door = Admission(1.0, Arrivals(), Quota(0, 1), clock, lambda: busy)
-    clock.advance(10)
-    arrive(door, clock, 0.0)
-    arrive(door, clock, 0.035)
+    door = where_calls_queue(0.035, lambda: busy)
     assert not door.crowded(), "nobody is in a hurry"
     door.let_in(INTERACTIVE, 0.0)
     assert door.crowded()
@@ -109,11 +116,7 @@ def test_what_queues_now_counts_at_once_while_those_in_a_hurry_come_in() -> None
 
 
 def test_before_it_is_crowded_partners_queue_as_long_as_nobody_in_a_hurry_is_held_up() -> None:
-    clock = FakeClock()
-    door = a_door(clock=clock)
-    clock.advance(10)
-    arrive(door, clock, 0.0)
-    arrive(door, clock, 0.028)
+    door = where_calls_queue(0.028)
     door.let_in(INTERACTIVE, 0.0)
     assert not door.crowded()
     door.let_in(PARTNER, 0.0)
@@ -124,7 +127,7 @@ def test_before_it_is_crowded_partners_queue_as_long_as_nobody_in_a_hurry_is_hel
 @pytest.mark.parametrize(
     ("queued_s", "partner", "bulk"), [(0.012, True, True), (0.02, True, False), (0.029, False, False)]
 )
-def test_while_it_is_crowded_what_can_wait_queues_for_half_of_that(queued_s: float, partner: bool, bulk: bool) -> None:
+def test_while_it_is_crowded_what_can_wait_queues_for_less_still(queued_s: float, partner: bool, bulk: bool) -> None:
     clock = FakeClock()
     door = a_door(clock=clock)
     clock.advance(10)
@@ -142,12 +145,8 @@ def test_while_it_is_crowded_what_can_wait_queues_for_half_of_that(queued_s: flo
 
 
 def test_a_replica_with_time_to_spare_turns_nobody_away_for_delays_that_are_not_its_own() -> None:
-    clock = FakeClock()
     busy = False
-    door = Admission(1.0, Arrivals(), Quota(0, 1), clock, lambda: busy)
-    clock.advance(10)
-    arrive(door, clock, 0.0)
-    arrive(door, clock, 0.1)
+    door = where_calls_queue(0.1, lambda: busy)
     for _ in range(10):
         door.let_in(INTERACTIVE, 0.1)
         door.let_in(BULK, 0.1)
