@@ -17,6 +17,7 @@ from loanmesh.client import Client
 DEADLINE_S = 2.0
 """How long a caller waits for its acknowledgement."""
 CLIENTS = 50
+"""Callers that share the traffic."""
 COUNT_MAX = 100_000
 
 

@@ -78,9 +78,10 @@ async def _ours(bench: Bench) -> list[Step]:
         address = mesh.parts["intake"].address
         await traffic(bench, address, rate=100, seconds=SUBJECTS / 100, subjects=SUBJECTS)  # Fills bureau's cache.
         prepared = ours.prepare(Population(bench.seed), 0, 100, clock)
-        probe = await closed_loop(
-            {}, bench.size(3000, 200), IN_FLIGHT, lambda index: client.submit(prepared[index % 100]), clock
-        )
+        async with ours.callers(address) as caller:
+            probe = await closed_loop(
+                {}, bench.size(3000, 200), IN_FLIGHT, lambda n: caller(n).submit(prepared[n % 100]), clock
+            )
         await ours.all_decided(client, clock, DRAINED_WITHIN_S)
 
         async def run(rate: float) -> tuple[Any, float]:

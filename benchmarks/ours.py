@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from google.protobuf import json_format
 from lending.intake.v1.intake_service_pb2 import Application
 
 from benchmarks.bench import Bench
+from benchmarks.generator import CLIENTS
 from benchmarks.machine import child, pin
 from lab.population import Population
 from loanmesh.cli.mesh import Mesh, free_ports
@@ -80,6 +81,15 @@ def prepare(population: Population, first: int, count: int, clock: Clock) -> lis
         json_format.ParseDict(population.application("person", index, clock.now()), Application())
         for index in range(first, first + count)
     ]
+
+
+@asynccontextmanager
+async def callers(address: str) -> AsyncIterator[Callable[[int], Client]]:
+    """As many clients as the generator's traffic has, by number: what is a peak for one that shares calls among all it
+    sends is none for many small ones."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(Client(address)) for _ in range(CLIENTS)]
+        yield lambda number: clients[number % CLIENTS]
 
 
 async def decide(client: Client, application: Application) -> None:

@@ -40,10 +40,11 @@ async def measure(bench: Bench) -> Found:
         await traffic(bench, address, rate=100, seconds=SUBJECTS / 100, subjects=SUBJECTS)  # Fills bureau's cache.
         prepared = ours.prepare(Population(bench.seed), 0, 100, clock)
 
-        async def decide(index: int) -> None:
-            await ours.decide(client, prepared[index % len(prepared)])
-
-        capacity = (await closed_loop({}, bench.size(2000, 60), IN_FLIGHT, decide, clock)).a_second
+        async with ours.callers(address) as caller:
+            probe = await closed_loop(
+                {}, bench.size(2000, 60), IN_FLIGHT, lambda n: ours.decide(caller(n), prepared[n % 100]), clock
+            )
+        capacity = probe.a_second
         runs: dict[float, tuple[Sequence[Played], dict[str, Decided]]] = {}
         for load in (HALF, FULL):
             interactive = INTERACTIVE * min(load, 1.0)

@@ -139,9 +139,14 @@ class MemoryMesh:
         return pb.SubmitApplicationResponse(application=application)
 
     async def _BatchSubmitApplications(
-        self, request: pb.BatchSubmitApplicationsRequest, _: Any
+        self, request: pb.BatchSubmitApplicationsRequest, acknowledged: Callable[[float | None], None] | None
     ) -> pb.BatchSubmitApplicationsResponse:
         answer = pb.BatchSubmitApplicationsResponse()
+        wait_s = request.wait.ToNanoseconds() / 1e9
+        if wait_s:
+            if acknowledged and self.early:
+                acknowledged(self.queue_s)
+            await asyncio.sleep(min(wait_s, self.decide_s))  # noqa: TID251  Virtual time.
         for item in request.requests:
             result = answer.results.add(request_id=item.request_id)
             if item.application.channel == "bad":
@@ -150,7 +155,10 @@ class MemoryMesh:
                 self.busy_items[item.request_id] -= 1
                 result.error.CopyFrom(item_status(Overloaded("busy", 0.5)))
             else:
-                result.application.CopyFrom(self._store(item.request_id, item.application))
+                stored = self._store(item.request_id, item.application)
+                if wait_s >= self.decide_s > 0 and item.application.channel != "slow":
+                    self.decide(stored, pb.Application.STATE_DECIDED)
+                result.application.CopyFrom(stored)
         return answer
 
     async def _GetApplication(self, request: pb.GetApplicationRequest, _: Any) -> pb.GetApplicationResponse:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +26,7 @@ from lab.simulator.network import Channel, Network, Observer
 from lab.simulator.sources import PEOPLE, population
 from loanmesh.client import CallFailed, Client, Refused, Unreachable
 from loanmesh.client.security import Bearer
+from loanmesh.client.together import CROWD
 from loanmesh.client.transport import GrpcTransport
 
 LENDER = "lenders/demo"
@@ -109,12 +110,17 @@ def draw_rush(dice: random.Random) -> list[Plan]:
     ]  # fmt: skip
 
 
+def at_once(plans: Sequence[Plan]) -> list[Plan]:
+    """The same, submitted at one moment and of one kind."""
+    return [replace(plan, at=plans[0].at, priority=plans[0].priority, wait_s=plans[0].wait_s) for plan in plans]
+
+
 class Shop:
     """One client process with several applications on its hands."""
 
     def __init__(
         self, name: str, loop: VirtualLoop, network: Network, dice: random.Random, recorder: Recorder,
-        observer: Observer, patience_s: float = 8.0,
+        observer: Observer, patience_s: float = 8.0, share_from: int = CROWD,
     ) -> None:  # fmt: skip
         self.name = name
         self._loop = loop
@@ -125,8 +131,9 @@ class Shop:
         self._clock = NodeClock(loop, self._node)
         transport = SimTransport(network, self._node)
         self._client = Client(
-            "", client_id=name, patience_s=patience_s, clock=self._clock, dice=dice, transport=transport
-        )
+            "", client_id=name, patience_s=patience_s, clock=self._clock, dice=dice, transport=transport,
+            share_from=share_from,
+        )  # fmt: skip
         self._stub = IntakeServiceStub(transport._channel)
         self._parking = ParkingServiceStub(transport._channel)
 

@@ -27,7 +27,7 @@ from lending.pricing.v1.pricing_service_pb2 import PriceApplicationsRequest, Pri
 from lab.judge import by_rule
 from lab.simulator import database, replica
 from lab.simulator.world import World, simulate
-from loanmesh.client import calls
+from loanmesh.client import calls, together
 from loanmesh.client.transport import SUBMIT
 from loanmesh.runtime import breaker, deadline, witness
 from loanmesh.runtime.database import Script, Statement
@@ -378,6 +378,20 @@ def tells_what_was_not_committed() -> Iterator[None]:
 
 
 @contextmanager
+def mixed_up_in_a_shared_call() -> Iterator[None]:
+    """Hands out the answers of a call that several submits shared in another order than they were asked in."""
+    real = together.Together._ask
+
+    async def ask(self: together.Together, group: Any) -> Any:
+        reply = await real(self, group)
+        reply.response.results.reverse()
+        return reply
+
+    with swapped(together.Together, "_ask", ask):
+        yield
+
+
+@contextmanager
 def lost_wakeup() -> Iterator[None]:
     """A batch that ends does not start the next one, and nobody else does."""
 
@@ -615,6 +629,7 @@ MUTANTS: Mapping[str, tuple[Plant, Sequence[str]]] = {
         (calls_without_deadline, ["deadlines_are_kept"]),
         (deadline_not_passed_on, ["deadlines_are_kept"]),
         (a_new_request_id_for_each_attempt, ["nothing_is_stored_twice"]),
+        (mixed_up_in_a_shared_call, ["requests_keep_their_name"]),
         (watcher_misses_changes, ["callers_are_answered"]),
     )
 }

@@ -19,13 +19,14 @@ from lab import history, judge
 from lab.history import PARKED, Acknowledged, Decided, Record, Recorder, Submitted
 from lab.judge import Violation
 from lab.population import SOURCES
-from lab.simulator.callers import LENDER, POISON, Plan, Shop, draw_plans, draw_rush
+from lab.simulator.callers import LENDER, POISON, Plan, Shop, at_once, draw_plans, draw_rush
 from lab.simulator.database import INTAKE_GUARDS, DatabaseServer, blank
 from lab.simulator.faults import AT_PLACES, Fault, draw_faults, draw_rush_faults
 from lab.simulator.loop import EPOCH_S, NodeClock, Stuck, VirtualLoop
 from lab.simulator.network import Network, Weather
 from lab.simulator.replica import SERVICES, Intake, Process, Sizes, Surroundings, hashed, known_sources
 from lab.simulator.sources import PEOPLE, Sources, facts_of, population
+from loanmesh.client.together import CROWD
 from loanmesh.runtime.errors import DependencyDown, NotFound
 from services.bureau.profile import Answer
 from services.bureau.tables import metadata as bureau_tables
@@ -281,9 +282,16 @@ class World:
         self._remember_old_evidence()
         for place in self.places:
             self.start(place)
-        shops = [Shop(f"shop-{n}", self.loop, self.network, self.dice, self.recorder, self) for n in (1, 2)]
+        # The first shares calls as soon as it has two of a kind to send, and in every third run it has.
+        shops = [
+            Shop(f"shop-{n}", self.loop, self.network, self.dice, self.recorder, self, share_from=crowd)
+            for n, crowd in ((1, 0), (2, CROWD))
+        ]
+        plans = [self.plans[0::2], self.plans[1::2]]
+        if self.seed % 3 == 0:
+            plans[0] = at_once(plans[0])
         together = self.dice.random() < TOGETHER
-        visits = [shop.open(self.plans[n::2], together and n == 1) for n, shop in enumerate(shops)]
+        visits = [shop.open(plans[n], together and n == 1) for n, shop in enumerate(shops)]
         suffering = [self.loop.spawn(self.loop.world, self._suffer(fault)) for fault in self.faults]
         while not all(task.done() for task in suffering):
             await clock.sleep(0.5)

@@ -19,6 +19,7 @@ from loanmesh.client.errors import Unreachable
 from loanmesh.client.journal import Journal
 from loanmesh.client.results import DECIDED, WAITS_FOR_PEOPLE, Decided, Pending
 from loanmesh.client.security import Security
+from loanmesh.client.together import CROWD, Together
 from loanmesh.client.transport import GrpcTransport, Transport
 from loanmesh.runtime.budget import BudgetSettings
 from loanmesh.runtime.clock import Clock, SystemClock, new_uuid7
@@ -48,6 +49,7 @@ class Client:
     patience_s   how long to repeat a call that finds the mesh busy or away, where the call names no deadline.
     security     certificates, CA and token; None: no TLS, which a mesh answers on its own machine only.
     throttle     bounds of the limits on submits and on other calls in flight.  budget  how much may be repeated.
+    share_from   how many submits are under way before new ones share calls; see docs/client.md.
     clock, dice, new_id, transport   where time, chance, request ids and answers come from; for tests and simulators.
 
     Every method raises CallFailed (change the request), Unreachable (send it again later, same request_id) or
@@ -65,6 +67,7 @@ class Client:
         security: Security | None = None,
         throttle: ThrottleSettings | None = None,
         budget: BudgetSettings | None = None,
+        share_from: int = CROWD,
         clock: Clock | None = None,
         dice: random.Random | None = None,
         new_id: Callable[[], str] | None = None,
@@ -75,7 +78,8 @@ class Client:
         self._patience_s = patience_s
         self._clock = clock or SystemClock()
         self._new_id = new_id or functools.partial(new_uuid7, self._clock)
-        self._transport = transport or GrpcTransport(address, security, self._clock)
+        alone = transport or GrpcTransport(address, security, self._clock)
+        self._transport = Together(alone, self._clock, share_from)
         self._one = Lane(throttle or ThrottleSettings(), ONE_CALL, self._clock)
         self._many = Lane(MANY_THROTTLE, MANY_ATTEMPTS, self._clock)
         # What is not let in as new may be read and changed all the same.

@@ -95,6 +95,10 @@ class Failure(Exception):
         """The failure that an item's status tells."""
         return cls(code_of(status).name, status.message, _retry_s(status), status)
 
+    def again(self) -> Failure:
+        """The same, for another one whom it befell."""
+        return type(self)(self.code, str(self), self.pushback_s, self.details)
+
     def refusal(self) -> CallFailed:
         """As the caller gets it, where it is for good."""
         violations: list[tuple[str, str]] = []

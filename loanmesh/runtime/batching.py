@@ -57,17 +57,26 @@ class Batcher(Generic[I, O]):
 
     async def submit(self, item: I) -> O:
         """The item's outcome. A cancelled caller leaves its item in the batch: the work may already have been done."""
-        if len(self._waiting) >= self._max_waiting:
+        (future,) = self._enter((item,))
+        return await future
+
+    async def submit_all(self, items: Sequence[I]) -> list[O]:
+        """The outcomes of several, in order: let in together or not at all. Raises what the first that failed did."""
+        return await asyncio.gather(*self._enter(items))
+
+    def _enter(self, items: Sequence[I]) -> list[asyncio.Future[O]]:
+        if len(self._waiting) + len(items) > self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests wait already; nothing was stored", retry_s=0.5)
-        future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
-        self._arrived[future] = self._clock.monotonic()
+        new_future, now = asyncio.get_running_loop().create_future, self._clock.monotonic()
+        futures: list[asyncio.Future[O]] = [new_future() for _ in items]
+        self._waiting.extend(zip(items, futures, strict=True))
+        self._arrived.update(dict.fromkeys(futures, now))
         if self._free:
             self._free -= 1
             task = asyncio.create_task(self._work())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await future
+        return futures
 
     async def _work(self) -> None:
         await asyncio.sleep(0)  # noqa: TID251  Lets the callers of this turn of the loop join; takes no time.

@@ -421,12 +421,14 @@ class _Call:
             self._told[semconv.KEPT_FOR] = "shed" if wrong == _SHED else "failed" if wrong else "slow"
         recorder, span = tracing.recorder(), self._span
         if recorder and span:
-            keep = span.kept or slow or bool(wrong)
-            if keep or span.brings:
-                call = tracing.Call(
-                    self._method, "server", span.at, span.parent, self._started, ended, self._status, self._told, wrong
-                )
-                recorder.ended(call, keep)
+            for each in (span, *span.items):
+                keep = each.kept or slow or bool(wrong)
+                if keep or each.brings:
+                    call = tracing.Call(
+                        self._method, "server", each.at, each.parent, self._started, ended, self._status, self._told,
+                        wrong,
+                    )  # fmt: skip
+                    recorder.ended(call, keep)
             if self._items:
                 self._tell_items(recorder, ended, wrong)
         self._owner._duration(took_s, {semconv.RPC_METHOD: self._method, semconv.RPC_STATUS_CODE: self._status})

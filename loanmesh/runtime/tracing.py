@@ -50,7 +50,7 @@ class Place(NamedTuple):
 class Span:
     """A call under way: told at its end where it is kept, or where its end shows that it is worth it."""
 
-    __slots__ = ("at", "brings", "kept", "parent")
+    __slots__ = ("at", "brings", "items", "kept", "parent")
 
     def __init__(self, at: Place, parent: int, kept: bool) -> None:
         self.at = at
@@ -60,6 +60,8 @@ class Span:
         """Whether it is told in any case, and everybody told to do so too."""
         self.brings = False
         """Whether something was stored under its place, which may yet turn out to be worth the span."""
+        self.items: list[Span] = []
+        """The same call as those see it who are served together by it, each in a trace of its own."""
 
     @property
     def traceparent(self) -> str:
@@ -251,9 +253,18 @@ def current() -> Span | None:
     return _current.get()
 
 
-def current_traceparent() -> str:
-    """The W3C trace context of the call under way, to be kept with what it brought; '' where there is none."""
+def current_traceparent(item: str = "") -> str:
+    """The W3C trace context of the call under way, to be kept with what it brought; '' where there is none.
+
+    item  within which span the caller submitted this one, where the call is for several; else ''.
+    """
     span = _current.get()
+    if item and place_of(item):
+        if span is None or not _recorder:
+            return item
+        own: Span = _recorder.begin(item)
+        span.items.append(own)
+        span = own
     if span is None:
         return ""
     span.brings = True

@@ -29,7 +29,8 @@ class Reception:
     def offered(self, priorities: Iterable[int]) -> None:
         """Applications of these classes came to the door; whether they are let in and stored is seen later."""
         for priority in priorities:
-            self._vitals.offered[PRIORITIES[priority]] += 1
+            if priority in PRIORITIES:
+                self._vitals.offered[PRIORITIES[priority]] += 1
 
     def acknowledged(self, news: Sequence[New], stored: Sequence[Stored], took_s: float) -> None:
         """These, of one call, are on disk; one record a call, under its first one's priority."""

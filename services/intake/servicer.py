@@ -36,10 +36,11 @@ from services.intake.admission import Admission
 from services.intake.application import FINAL, New, Snapshot, State, Stored
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
-from services.intake.ports import Apply, Awaiting, Decided, Parked, Records
+from services.intake.outcomes import Outcomes
+from services.intake.ports import Apply, Records
 from services.intake.reception import Reception
 from services.intake.replay import Replay
-from services.intake.watch import Watch, Watching
+from services.intake.watch import Watch, WatchingAll
 from services.intake.watchers import Watchers
 from services.intake.worker import Worker
 
@@ -52,6 +53,9 @@ APART_S = 0.008
 commit, and each cost 0.63 ms of CPU; six milliseconds apart 0.41 ms. Whoever comes alone waits for nothing."""
 BATCH_ITEMS_MAX = 500
 """As the contract says."""
+SMALL_BATCH_ITEMS_MAX = 64
+"""Up to so many, items of a batch are stored with those that come alone; more have a commit of their own, for which
+nobody waits."""
 THOROUGH_ITEMS_MAX = 10
 """Wrong items of a batch of which all faults are told; of further ones the first. To look for all costs milliseconds an
 item, in which nobody else is served."""
@@ -75,7 +79,7 @@ class IntakeServicer(IntakeServiceServicer):
         new_id: Callable[[], str],
         accepts_waiting_max: int,
         admission: Admission,
-        traceparent: Callable[[], str] = str,
+        traceparent: Callable[[str], str] = str,
         reception: Reception | None = None,
         watches_max: int = 1000,
         is_sure: Callable[[], bool] = lambda: True,
@@ -94,6 +98,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._admission = admission
         self._traceparent = traceparent
         self._reception = reception or Reception(Vitals(), lambda *_: None)
+        self._outcomes = Outcomes(store, watch, clock)
         self._watchers = Watchers(watches_max)
         self._is_sure = is_sure
         self._aside: set[asyncio.Task[Sequence[Stored]]] = set()
@@ -119,7 +124,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._reception.offered((priority,))
         # Before anything is made of it: turning away must stay cheap when many are.
         self._admission.let_in(priority, delay_s, self._accepts.waited_s)
-        new = self._new(request.parent, request, client, self._traceparent())
+        new = self._new(request.parent, request, client, self._traceparent(""))
         self._admission.pay(client, 1)
         wait_s = request.wait.ToNanoseconds() / 1e9
         with self._watch(new.id) as watching:
@@ -131,11 +136,11 @@ class IntakeServicer(IntakeServiceServicer):
             snapshot = await self._snapshot(stored, new)
             if wait_s > 0 and snapshot.state not in FINAL:
                 left_s = remaining_s(self._clock.monotonic(), wait_s)
-                final = await self._final(stored, new, watching, min(ACKNOWLEDGE_S, left_s))
+                final = await self._outcomes.of_one(stored, new, watching, min(ACKNOWLEDGE_S, left_s))
                 if final is None and left_s > ACKNOWLEDGE_S:
                     # Tells the caller that it is stored: what is left is only waiting, and holds up nobody.
                     await context.send_initial_metadata(queued)
-                    final = await self._final(stored, new, watching, left_s - ACKNOWLEDGE_S)
+                    final = await self._outcomes.of_one(stored, new, watching, left_s - ACKNOWLEDGE_S)
                 snapshot = final or await self._store.get(new.lender, stored.id)
         response = pb.SubmitApplicationResponse()
         await self._fill(response.application, snapshot)
@@ -145,41 +150,52 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.BatchSubmitApplicationsRequest, context: _Context
     ) -> pb.BatchSubmitApplicationsResponse:
         """Store many; each for itself."""
-        client, delay_s = self._admission.arrived(said(), "/many")
+        size = "" if len(request.requests) <= SMALL_BATCH_ITEMS_MAX else "/many"
+        client, delay_s = self._admission.arrived(said(), size)
         started = self._clock.monotonic()
+        priorities = [item.application.priority or pb.PRIORITY_INTERACTIVE for item in request.requests]
+        self._reception.offered(priorities)
+        # As the least urgent among them: one interactive item must not carry hundreds of others through the door.
+        self._admission.let_in(max(priorities), delay_s, self._accepts.waited_s)
         response = pb.BatchSubmitApplicationsResponse()
-        traceparent = self._traceparent()
         good: list[tuple[pb.BatchSubmitApplicationsResponse.Result, New]] = []
         wrong = 0
         for item in request.requests:
             result = response.results.add(request_id=item.request_id)
             try:
                 sound = _checked(request.parent, item, thorough=wrong < THOROUGH_ITEMS_MAX)
-                good.append((result, self._new(request.parent, sound, client, traceparent)))
+                new = self._new(request.parent, sound, client, self._traceparent(item.traceparent))
+                good.append((result, new))
             except InvalidRequest as error:
                 wrong += 1
                 result.error.CopyFrom(item_status(error))
-        # As the least urgent among them: one interactive item must not carry hundreds of others through the door.
-        self._reception.offered(new.priority for _, new in good)
-        least_urgent = max((new.priority for _, new in good), default=pb.PRIORITY_BULK)
-        self._admission.let_in(least_urgent, delay_s, self._accepts.waited_s)
         self._admission.pay(client, len(good))
-        if len(self._aside) >= self._aside_max:
-            raise Overloaded(f"{len(self._aside)} batches are being stored already; nothing was stored", retry_s=0.5)
-        stored = await asyncio.shield(self._accept_aside([new for _, new in good]))
-        took_s = delay_s + self._clock.monotonic() - started
-        self._reception.acknowledged([new for _, new in good], stored, took_s)
-        old = await self._store.get_many([one.id for one in stored if one.existed])
+        news = [new for _, new in good]
+        wait_s = request.wait.ToNanoseconds() / 1e9
+        with WatchingAll(self._watch, (new.id for new in news if wait_s)) as watching:
+            stored = await self._accept_all(news)
+            took_s = delay_s + self._clock.monotonic() - started
+            self._reception.acknowledged(news, stored, took_s)
+            known = await self._store.get_many([one.id for one in stored if one.existed])
+            fresh = {new.id: new for new, one in zip(news, stored, strict=True) if not one.existed}
+            queued = ((QUEUE_HEADER, f"{took_s * 1000:.0f}"),)
+            if wait_s and fresh:
+                left_s = remaining_s(self._clock.monotonic(), wait_s)
+                found = await self._outcomes.of_all(fresh, watching, min(ACKNOWLEDGE_S, left_s))
+                if not found and left_s > ACKNOWLEDGE_S:
+                    await context.send_initial_metadata(queued)
+                    found = await self._outcomes.of_all(fresh, watching, left_s - ACKNOWLEDGE_S)
+                known |= found
         for (result, new), one in zip(good, stored, strict=True):
             try:
                 await self._require_same(one, new)
-                snapshot = old.get(one.id) or await self._snapshot(one, new)
+                snapshot = known.get(one.id) or await self._snapshot(one, new)
             except LoanmeshError as error:
                 # One that cannot be read, too, is an answer to its item alone.
                 result.error.CopyFrom(item_status(error))
             else:
                 await self._fill(result.application, snapshot)
-        context.set_trailing_metadata(((QUEUE_HEADER, f"{(delay_s + self._clock.monotonic() - started) * 1000:.0f}"),))
+        context.set_trailing_metadata(queued)
         return response
 
     def _new(self, parent: str, request: pb.SubmitApplicationRequest, client: str, traceparent: str) -> New:
@@ -233,6 +249,14 @@ class IntakeServicer(IntakeServiceServicer):
         self._worker.offer([one.claim for one in stored if one.claim])
         return stored
 
+    async def _accept_all(self, batch: Sequence[New]) -> Sequence[Stored]:
+        """Store a call's many."""
+        if len(batch) <= SMALL_BATCH_ITEMS_MAX:
+            return await self._accepts.submit_all(batch)
+        if len(self._aside) >= self._aside_max:
+            raise Overloaded(f"{len(self._aside)} batches are being stored already; nothing was stored", retry_s=0.5)
+        return await asyncio.shield(self._accept_aside(batch))
+
     def _accept_aside(self, batch: Sequence[New]) -> asyncio.Task[Sequence[Stored]]:
         """In a task of its own: a caller who gives up must not leave rows leased to us that nobody works on."""
 
@@ -248,44 +272,6 @@ class IntakeServicer(IntakeServiceServicer):
 
     async def _snapshot(self, stored: Stored, new: New) -> Snapshot:
         return await self._store.get(new.lender, stored.id) if stored.existed else domain.as_stored(new)
-
-    async def _final(self, stored: Stored, new: New, watching: Watching, wait_s: float) -> Snapshot | None:
-        """The application when nothing more comes by itself; None where the wait was over before, as is normal."""
-        try:
-            async with asyncio.timeout(wait_s):
-                if stored.existed:
-                    return await self._no_longer_pending(new.lender, stored.id)
-                while not isinstance(result := await watching.next_change(), Decided):
-                    # Changed elsewhere, by another replica or its applicant; or nothing comes without the applicant.
-                    if result is None or isinstance(result, Awaiting | Parked):
-                        try:
-                            snapshot = await self._store.get(new.lender, stored.id)
-                        except asyncio.CancelledError:
-                            watching.tell(None)  # Still to be read, by who waits on.
-                            raise
-                        if snapshot.state != State.PENDING:
-                            return snapshot
-        except (TimeoutError, DependencyDown):  # The wait is over, or this replica is leaving.
-            return None
-        return _decided(new, result)
-
-    async def _no_longer_pending(self, lender: str, application_id: str) -> Snapshot | None:
-        async for snapshot in self._changes(lender, application_id):
-            if snapshot.state != State.PENDING:
-                return snapshot
-        return None
-
-    async def _changes(self, lender: str, application_id: str) -> AsyncIterator[Snapshot]:
-        with self._watch(application_id) as watching:
-            revision = 0
-            while True:
-                snapshot = await self._store.get(lender, application_id)
-                if snapshot.revision > revision:
-                    revision = snapshot.revision
-                    yield snapshot
-                if snapshot.state in FINAL:
-                    return
-                await watching.next_change()
 
     # --- Reads ---
 
@@ -315,7 +301,7 @@ class IntakeServicer(IntakeServiceServicer):
         """Each change until the end."""
         client, _ = self._admission.arrived(said())
         with self._watchers.watching(client):
-            async for snapshot in self._changes(*_split(request.name)):
+            async for snapshot in self._outcomes.changes(*_split(request.name)):
                 yield pb.WatchApplicationResponse(application=await self._to_proto(snapshot))
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: _Context) -> pb.ListEventsResponse:
@@ -513,16 +499,6 @@ def _checked(parent: str, item: pb.SubmitApplicationRequest, *, thorough: bool) 
     if found := violations(item, thorough=thorough):
         raise InvalidRequest(*found)
     return item
-
-
-def _decided(new: New, result: Decided) -> Snapshot:
-    """A new application as its decision, committed a moment ago, left it."""
-    return Snapshot(
-        id=new.id, lender=new.lender, payload=new.payload, state=State.DECIDED, not_before=new.created_at,
-        waiting_for=(), missing=(), due_at=result.due_at, assessment=result.claim.assessment, accepted_offer="",
-        revision=result.claim.revision + 1, created_at=new.created_at, updated_at=result.decided_at,
-        decision=result.decision, priority=new.priority,
-    )  # fmt: skip
 
 
 def _split(name: str) -> tuple[str, str]:

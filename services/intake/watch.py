@@ -82,13 +82,16 @@ class Watch:
 
 
 class Watching:
-    """One watcher. Each has its own bell: one that is cleared by another's reading would be a change missed."""
+    """One watcher. Each has its own bell: one that is cleared by another's reading would be a change missed. Only those
+    of a `WatchingAll` share one, since they are read together."""
 
-    def __init__(self, watch: Watch, application_id: str) -> None:
+    def __init__(self, watch: Watch, application_id: str, bell: asyncio.Event | None = None) -> None:
         self._watch = watch
         self._id = application_id
-        self._bell = asyncio.Event()
+        self._bell = bell or asyncio.Event()
         self._result: Result | None = None
+        self.told = False
+        """Whether something happened since the last `take`."""
 
     def __enter__(self) -> Watching:
         self._watch._watchers.setdefault(self._id, {})[self] = None
@@ -104,7 +107,13 @@ class Watching:
     def tell(self, result: Result | None) -> None:
         """Something happened; `result` is what, where this replica committed it."""
         self._result = result
+        self.told = True
         self._bell.set()
+
+    def take(self) -> Result | None:
+        """What was committed by the last change; None where it is to be read."""
+        self.told = False
+        return self._result
 
     async def next_change(self) -> Result | None:
         """Return at the next change, or one since the last call: what was committed; None where that is to be read.
@@ -117,3 +126,30 @@ class Watching:
             raise DependencyDown("this replica is leaving; ask again", retry_s=0.1)
         self._bell.clear()
         return self._result
+
+
+class WatchingAll:
+    """Watches several at once, for one who answers for all of them. Hold open with `with`."""
+
+    def __init__(self, watch: Watch, ids: Iterable[str]) -> None:
+        self._watch = watch
+        self._bell = asyncio.Event()
+        self._of = {key: Watching(watch, key, self._bell) for key in ids}
+
+    def __enter__(self) -> WatchingAll:
+        for watching in self._of.values():
+            watching.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for watching in self._of.values():
+            watching.__exit__()
+
+    async def next_changes(self) -> dict[str, Result | None]:
+        """Those that changed, as `Watching.next_change` says it of one. Raises the same."""
+        if not self._watch._left:
+            await self._bell.wait()
+        if self._watch._left:
+            raise DependencyDown("this replica is leaving; ask again", retry_s=0.1)
+        self._bell.clear()
+        return {key: watching.take() for key, watching in self._of.items() if watching.told}

@@ -51,15 +51,15 @@ class Intake(IntakeServiceServicer):
             await self.then(context)
 
     @contextlib.asynccontextmanager
-    async def _noted(self) -> AsyncIterator[None]:
-        self.under_way += 1
+    async def _noted(self, items: int = 1) -> AsyncIterator[None]:
+        self.under_way += items
         try:
             yield
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
         finally:
-            self.under_way -= 1
+            self.under_way -= items
 
     async def SubmitApplication(self, request: pb.SubmitApplicationRequest, context: Any) -> Any:
         async with self._noted():
@@ -76,12 +76,18 @@ class Intake(IntakeServiceServicer):
             return pb.SubmitApplicationResponse(application=application)
 
     async def BatchSubmitApplications(self, request: pb.BatchSubmitApplicationsRequest, context: Any) -> Any:
-        await self._arrived(context)
         answer = pb.BatchSubmitApplicationsResponse()
-        for item in request.requests:
-            self.stored[item.request_id] += 1
-            answer.results.add(request_id=item.request_id, application=pb.Application(name=NAME))
-        return answer
+        async with self._noted(len(request.requests)):
+            await self._arrived(context)
+            state = pb.Application.STATE_PENDING
+            if request.HasField("wait"):
+                await context.send_initial_metadata((("loanmesh-queue-ms", "3"),))
+                await self.decided.wait()
+                state = pb.Application.STATE_DECIDED
+            for item in request.requests:
+                self.stored[item.request_id] += 1
+                answer.results.add(request_id=item.request_id, application=pb.Application(name=NAME, state=state))
+            return answer
 
     async def GetApplication(self, request: pb.GetApplicationRequest, context: Any) -> Any:
         await self._arrived(context)

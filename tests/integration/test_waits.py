@@ -77,3 +77,44 @@ async def test_what_was_being_read_when_the_acknowledgement_was_due_is_read_agai
         answer = await submitting
     assert answer.application.state == pb.Application.STATE_WITHDRAWN
     assert call.acknowledged == 1
+
+
+def a_batch(wait_s: float, *numbers: int) -> pb.BatchSubmitApplicationsRequest:
+    wait = Duration(nanos=int(wait_s * 1e9))
+    batch = pb.BatchSubmitApplicationsRequest(parent="lenders/demo", wait=wait)
+    for number in numbers:
+        application = an_application("person", number, SystemClock().now())
+        batch.requests.add(request_id=f"request-{number}", application=application)
+    return batch
+
+
+async def test_a_batch_that_waits_is_acknowledged_and_answered_as_it_stands(store: CountingStore) -> None:
+    call = Call()
+    answer = await alone(store).BatchSubmitApplications(a_batch(ACKNOWLEDGE_S + 0.1, 1, 2), cast(Any, call))
+    assert [r.application.state for r in answer.results] == [pb.Application.STATE_PENDING] * 2
+    assert (call.acknowledged, store.reads) == (1, 0)
+
+
+async def test_a_batch_hears_of_what_becomes_of_its_items(store: CountingStore) -> None:
+    watch = Watch(store.revisions, SystemClock(), 1.0)
+    intake = alone(store, watch)
+    waiting = asyncio.create_task(intake.BatchSubmitApplications(a_batch(0.9, 1, 2), cast(Any, Call())))
+    async with asyncio.timeout(10):
+        while len(found := (await store.page("lenders/demo", 2, "", "", ""))[0]) < 2:
+            await SystemClock().sleep(0.001)
+        for number, one in enumerate(found):
+            name = f"lenders/demo/applications/{one.id}"
+            withdrawal = pb.WithdrawApplicationRequest(name=name, request_id=f"withdraw-{number}")
+            await intake.WithdrawApplication(withdrawal, cast(Any, Call()))
+        answer = await waiting
+    assert [r.application.state for r in answer.results] == [pb.Application.STATE_WITHDRAWN] * 2
+
+
+async def test_items_that_were_there_before_are_not_waited_for(store: CountingStore) -> None:
+    intake, call = alone(store), Call()
+    await intake.BatchSubmitApplications(a_batch(0.0, 1), cast(Any, call))
+    async with asyncio.timeout(5):
+        answer = await intake.BatchSubmitApplications(a_batch(0.9, 1, 1), cast(Any, call))
+    assert {r.application.state for r in answer.results} == {pb.Application.STATE_PENDING}
+    assert len({r.application.name for r in answer.results}) == 1
+    assert call.acknowledged == 0

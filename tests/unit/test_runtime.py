@@ -82,6 +82,25 @@ async def test_who_comes_alone_waits_for_nothing_and_who_follows_several_is_gath
     assert clock.monotonic() == 1.0
 
 
+async def test_several_are_let_in_together_or_not_at_all() -> None:
+    batches: list[list[int]] = []
+
+    async def run(batch: Sequence[int]) -> Sequence[int | LoanmeshError]:
+        batches.append(list(batch))
+        return [InvalidRequest(("n", "too large")) if n > 8 else -n for n in batch]
+
+    batcher: Batcher[int, int] = Batcher(run, max_items=4, max_waiting=4, clock=FakeClock())
+    several, one = await asyncio.gather(batcher.submit_all([1, 2]), batcher.submit(3))
+    assert (several, one) == ([-1, -2], -3)
+    with pytest.raises(Overloaded):
+        await batcher.submit_all([4, 5, 6, 7, 8])
+    with pytest.raises(InvalidRequest, match="too large"):
+        await batcher.submit_all([8, 9])
+    assert await batcher.submit_all([]) == []
+    assert batches == [[1, 2, 3], [8, 9]]
+    assert batcher.waited_s == 0.0
+
+
 def test_a_wrong_setting_stops_the_start_with_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,6 +112,36 @@ def test_where_nothing_is_exported_a_callers_trace_still_travels() -> None:
     assert tracing.current_traceparent() == ""
 
 
+ITEM = f"00-{3:032x}-{4:016x}-00"
+
+
+@pytest.mark.parametrize(("status", "spans"), [("OK", 0), ("INTERNAL", 3)])
+def test_a_call_for_several_is_seen_in_the_trace_of_each(status: str, spans: int) -> None:
+    told = Told(0.0)
+    caller.note_said({"traceparent": f"00-{TRACE}-{CALLER}-00"})
+    with _Call(ServerInterceptor(SystemClock()), METHOD, Context()) as call:
+        call._status = status
+        kept_with = [tracing.current_traceparent(item) for item in (ITEM, f"00-{5:032x}-{6:016x}-00")]
+    assert [said[:36] for said in kept_with] == [f"00-{3:032x}-", f"00-{5:032x}-"]
+    assert not {said.split("-")[2] for said in kept_with} & {f"{4:016x}", f"{6:016x}"}
+    seen = {(span.context and span.context.trace_id, span.parent and span.parent.span_id) for span in told.spans()}
+    assert seen == ({(int(TRACE, 16), int(CALLER, 16)), (3, 4), (5, 6)} if spans else set())
+    recorder, place = tracing.recorder(), tracing.place_of(kept_with[0])
+    assert recorder
+    assert place
+    assert recorder.keep(place)  # Of late ones it is told afterwards.
+    assert len(told.spans()) == max(spans, 1)
+
+
+def test_an_item_that_names_no_trace_is_in_that_of_its_call() -> None:
+    Told(0.0)
+    tracing.enter(f"00-{TRACE}-{CALLER}-00")
+    assert tracing.current_traceparent("nonsense") == tracing.current_traceparent()
+    tracing.start(None)
+    tracing.enter("")
+    assert (tracing.current_traceparent(ITEM), tracing.current_traceparent("nonsense")) == (ITEM, "")
+
+
 def test_what_is_apart_is_in_a_trace_of_its_own_until_it_ends() -> None:
     tracing.enter(f"00-{TRACE}-{CALLER}-01")
     with tracing.apart(tracing.Place(1, 2)):
