@@ -379,12 +379,16 @@ def tells_what_was_not_committed() -> Iterator[None]:
 
 @contextmanager
 def mixed_up_in_a_shared_call() -> Iterator[None]:
-    """Hands out the answers of a call that several submits shared in another order than they were asked in."""
+    """Says of the submits that shared a call what became of others."""
     real = together.Together._ask
 
     async def ask(self: together.Together, group: Any) -> Any:
         reply = await real(self, group)
-        reply.response.results.reverse()
+        results = reply.response.results
+        asked = [result.request_id for result in results]
+        results.reverse()
+        for result, request_id in zip(results, asked, strict=True):
+            result.request_id = request_id
         return reply
 
     with swapped(together.Together, "_ask", ask):

@@ -1,42 +1,45 @@
 """Submits that are under way at the same time share a call: for the mesh a call costs more than what it brings.
 
-A caller with a few under way notices nothing: each goes alone, at once. From CROWD on, new ones wait for company,
+A caller with a few under way notices nothing: each goes alone, at once. From a crowd on, new ones wait for company,
 LINGER_S at most, and go as one BatchSubmitApplications. Nothing else changes: each submit keeps its own permit,
-deadline, retries, trace and answer. Where some are decided and others are not, the answer does not wait for those; they
-go on alone.
+deadline, retries, trace and answer. Where some are decided and others are not, the answer does not wait for those:
+they are stored, and are watched.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
 
-from google.rpc import code_pb2
 from lending.intake.v1 import intake_service_pb2 as pb
 
-from loanmesh.client.transport import SUBMIT, SUBMIT_MANY, Failure, Metadata, Method, Reply, Req, Res, Transport
+from loanmesh.client.calls import AGAIN
+from loanmesh.client.transport import SUBMIT, SUBMIT_MANY, WATCH, Failure, Metadata, Method, Reply, Req, Res, Transport
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.tracing import is_kept
 
 CROWD = 4
-"""Submits under way from which on the next one waits for company. With 8, fifty small callers hardly shared any."""
+"""Submits of a class under way from which on the next one waits for company. With 8, fifty small callers hardly shared
+any."""
 LINGER_S = 0.004
 """For how long at most. Intake itself leaves 8 ms between two commits when it has much to do."""
 ITEMS_MAX = 64
 """Submits a call, and half of those under way at most: else mesh and caller would wait for each other in turns. With 64
 under way a call for 32 costs the mesh 1.05 ms an application, one for 16 1.12 ms, 64 calls 1.6 ms."""
-ITEM_BYTES_MAX = 16 * 1024
-"""Larger ones go alone, so that no call comes near the longest message."""
-ALIKE_S = 0.25
-"""Submits share a call where their times to wait differ by less."""
+ITEM_BYTES_MAX = 8 * 1024
+"""Larger ones go alone, so that no call comes near the longest message (a MiB for callers with tokens)."""
 HURRY_S = 0.1
 """With so little time left, a submit does not wait for company."""
+ALIKE_S = 0.25
+"""Submits share a call where their times to wait differ by less."""
 WAIT_S_LEAST = 0.05
-"""An undecided one goes on alone where its caller waits for so long yet."""
-_OWN = frozenset({"traceparent", "tracestate"})
+"""An undecided one is watched where its caller waits for so long yet."""
 _NOT_FOR_US = frozenset({"PERMISSION_DENIED", "UNIMPLEMENTED"})
+_Class = tuple[str, int]
+"""Whose submits are counted together: lender and priority."""
 
 
 class _Item(NamedTuple):
@@ -44,7 +47,7 @@ class _Item(NamedTuple):
     traceparent: str
     timeout_s: float
     acknowledge_s: float
-    acknowledged: Callable[[float | None], None] | None
+    acknowledged: Callable[[float | None], None]
     answer: asyncio.Future[Reply[pb.SubmitApplicationResponse]]
 
 
@@ -63,14 +66,14 @@ class _Group:
 class Together:
     """A Transport over another one. For one event loop.
 
-    crowd  submits under way from which on new ones share calls.
+    crowd  submits of a class under way from which on new ones share calls.
     """
 
     def __init__(self, transport: Transport, clock: Clock, crowd: int = CROWD) -> None:
         self._transport = transport
         self._clock = clock
         self._crowd = crowd
-        self._under_way = 0
+        self._under_way: Counter[_Class] = Counter()
         self._open: dict[Any, _Group] = {}
         self._allowed = True
 
@@ -79,11 +82,14 @@ class Together:
         if method is not SUBMIT:
             return await self._transport.unary(method, request, timeout_s, metadata)
         submit: Any = request
-        with self._one_more():
-            if self._goes_alone(submit, timeout_s, metadata):
-                return await self._transport.unary(method, request, timeout_s, metadata)
-            shared: Any = await self._share(submit, timeout_s, metadata, timeout_s, None)
-            return shared or await self._transport.unary(method, request, timeout_s, metadata)
+        began = self._clock.monotonic()
+        with self._counted(submit):
+            if not self._goes_alone(submit, timeout_s, metadata):
+                shared: Any = await self._share(submit, timeout_s, metadata, timeout_s, lambda _: None)
+                if shared:
+                    answer: Reply[Res] = shared
+                    return answer
+            return await self._transport.unary(method, request, self._left_s(timeout_s, began), metadata)
 
     async def waiting(
         self,
@@ -97,23 +103,25 @@ class Together:
         """See Transport."""
         if method is not SUBMIT:
             return await self._transport.waiting(method, request, timeout_s, metadata, acknowledge_s, acknowledged)
-        began = self._clock.monotonic()
         submit: Any = request
-        with self._one_more():
-            shared: Any = None
+        began = self._clock.monotonic()
+        with self._counted(submit) as stored:
+
+            def heard(queue_s: float | None) -> None:
+                stored()
+                acknowledged(queue_s)
+
             if not self._goes_alone(submit, timeout_s, metadata):
-                shared = await self._share(submit, timeout_s, metadata, acknowledge_s, acknowledged)
-            if shared:
-                took_s = self._clock.monotonic() - began
-                left_s = submit.wait.ToNanoseconds() / 1e9 - took_s
-                if shared.response.application.state != pb.Application.STATE_PENDING or left_s < WAIT_S_LEAST:
+                shared: Any = await self._share(submit, timeout_s, metadata, acknowledge_s, heard)
+                if shared:
+                    wait_s = self._left_s(submit.wait.ToNanoseconds() / 1e9, began)
+                    if shared.response.application.state == pb.Application.STATE_PENDING and wait_s >= WAIT_S_LEAST:
+                        heard(shared.queue_s)
+                        shared = await self._watched(shared, wait_s, metadata)
                     answer: Reply[Res] = shared
                     return answer
-                # It is stored; what is left is only waiting.
-                acknowledged(shared.queue_s)
-                submit.wait.FromNanoseconds(round(left_s * 1e9))
-                timeout_s -= took_s
-            return await self._transport.waiting(method, request, timeout_s, metadata, acknowledge_s, acknowledged)
+            left_s = self._left_s(timeout_s, began)
+            return await self._transport.waiting(method, request, left_s, metadata, acknowledge_s, heard)
 
     def stream(
         self, method: Method[Req, Res], request: Req, metadata: Metadata
@@ -122,22 +130,39 @@ class Together:
         return self._transport.stream(method, request, metadata)
 
     async def close(self) -> None:
-        """See Transport."""
+        """See Transport. Who waits for company is cancelled, as are those under way."""
+        for group in self._open.values():
+            group.timer.cancel()
+            for item in group.items:
+                item.answer.cancel()
+        self._open.clear()
         await self._transport.close()
 
+    def _left_s(self, seconds: float, since: float) -> float:
+        return max(0.0, seconds - (self._clock.monotonic() - since))
+
     @contextlib.contextmanager
-    def _one_more(self) -> Any:
-        self._under_way += 1
+    def _counted(self, submit: pb.SubmitApplicationRequest) -> Iterator[Callable[[], None]]:
+        """Counts a submit until it ends or is stored: one that only waits for its decision makes no crowd."""
+        kind, counts = _class_of(submit), True
+        self._under_way[kind] += 1
+
+        def ended() -> None:
+            nonlocal counts
+            if counts:
+                counts = False
+                self._under_way[kind] -= 1
+
         try:
-            yield
+            yield ended
         finally:
-            self._under_way -= 1
+            ended()
 
     def _goes_alone(self, submit: pb.SubmitApplicationRequest, timeout_s: float, metadata: Metadata) -> bool:
         """Where nobody is there to go with, no time to wait for them, or where it would not be the same: who is traced
         in full sees every hop."""
         return (
-            self._under_way <= self._crowd
+            self._under_way[_class_of(submit)] <= self._crowd
             or timeout_s < HURRY_S
             or not self._allowed
             or is_kept(_said(metadata, "traceparent"))
@@ -150,12 +175,12 @@ class Together:
         timeout_s: float,
         metadata: Metadata,
         acknowledge_s: float,
-        acknowledged: Callable[[float | None], None] | None,
+        acknowledged: Callable[[float | None], None],
     ) -> Reply[pb.SubmitApplicationResponse] | None:
         """The answer of a shared call; None where there is none for it, and it has to go alone."""
         loop = asyncio.get_running_loop()
-        waits = round(submit.wait.ToNanoseconds() / 1e9 / ALIKE_S)
-        key = submit.parent, submit.application.priority, waits, round(acknowledge_s / ALIKE_S)
+        kind = _class_of(submit)
+        key = kind, round(submit.wait.ToNanoseconds() / 1e9 / ALIKE_S), round(acknowledge_s / ALIKE_S)
         group = self._open.get(key)
         if group is None:
             group = self._open[key] = _Group(metadata, loop.call_later(LINGER_S, self._send, key))
@@ -165,7 +190,7 @@ class Together:
         traceparent = _said(metadata, "traceparent")
         group.items.append(_Item(submit, traceparent, timeout_s, acknowledge_s, acknowledged, answer))
         group.left += 1
-        if len(group.items) >= min(ITEMS_MAX, max(2, self._under_way // 2)):
+        if len(group.items) >= min(ITEMS_MAX, max(2, self._under_way[kind] // 2)):
             self._send(key)
         too_late = loop.call_later(timeout_s, _give_up, answer, timeout_s)
         try:
@@ -183,33 +208,48 @@ class Together:
         group = self._open.pop(key)
         group.timer.cancel()
         group.items = [item for item in group.items if not item.answer.done()]
-        if group.items:
+        if len(group.items) == 1:
+            _fail(group.items[0], _Alone())
+        elif group.items:
             group.call = asyncio.create_task(self._call(group))
 
     async def _call(self, group: _Group) -> None:
-        items = group.items
-        if len(items) == 1:
-            _fail(items[0].answer, _Alone())
-            return
         try:
             reply = await self._ask(group)
-            for item, result in zip(items, reply.response.results, strict=True):
-                if result.error.code != code_pb2.OK:
-                    _fail(item.answer, Failure.of(result.error))
-                elif not item.answer.done():
-                    response = pb.SubmitApplicationResponse()
-                    response.application.CopyFrom(result.application)
-                    item.answer.set_result(Reply(response, reply.queue_s))
+            results = reply.response.results
+            for number, item in enumerate(group.items):
+                result = results[number] if len(results) == len(group.items) else None
+                self._hand_out(item, result, reply.queue_s)
         except Failure as failure:
-            self._allowed = self._allowed and failure.code not in _NOT_FOR_US
-            for item in items:
-                _fail(item.answer, failure.again() if self._allowed else _Alone())
+            if failure.code in _NOT_FOR_US:
+                self._allowed = False
+            for item in group.items:
+                # What is for good may be one item's doing; then the others need not suffer for it.
+                _fail(item, failure.again() if failure.code in AGAIN else _Alone())
+        except asyncio.CancelledError:
+            for item in group.items:
+                item.answer.cancel()
+            raise
         except Exception as error:  # noqa: BLE001  Each caller is handed it: they would wait for nothing else.
-            for item in items:
-                _fail(item.answer, error)
+            for item in group.items:
+                _fail(item, error)
+
+    def _hand_out(
+        self, item: _Item, result: pb.BatchSubmitApplicationsResponse.Result | None, queue_s: float | None
+    ) -> None:
+        """Its own result to an item; one that is nobody's, or somebody else's, to none."""
+        said = result.WhichOneof("outcome") if result and result.request_id == item.request.request_id else None
+        if result is None or said is None:
+            _fail(item, _Alone())
+        elif said == "error":
+            _fail(item, Failure.of(result.error))
+        elif not item.answer.done():
+            response = pb.SubmitApplicationResponse()
+            response.application.CopyFrom(result.application)
+            item.answer.set_result(Reply(response, queue_s))
 
     async def _ask(self, group: _Group) -> Reply[pb.BatchSubmitApplicationsResponse]:
-        items = group.items
+        items, metadata = group.items, group.metadata
         request = pb.BatchSubmitApplicationsRequest(parent=items[0].request.parent)
         for item in items:
             one = request.requests.add()
@@ -217,7 +257,6 @@ class Together:
             one.ClearField("wait")
             one.traceparent = item.traceparent
         timeout_s = max(item.timeout_s for item in items)
-        metadata = tuple(pair for pair in group.metadata if pair[0] not in _OWN)
         wait = min((item.request.wait for item in items), key=lambda one: one.ToNanoseconds())
         if not wait.ToNanoseconds():
             return await self._transport.unary(SUBMIT_MANY, request, timeout_s, metadata)
@@ -225,11 +264,25 @@ class Together:
 
         def acknowledged(queue_s: float | None) -> None:
             for item in items:
-                if item.acknowledged and not item.answer.done():
+                if not item.answer.done():
                     item.acknowledged(queue_s)
 
         acknowledge_s = max(item.acknowledge_s for item in items)
         return await self._transport.waiting(SUBMIT_MANY, request, timeout_s, metadata, acknowledge_s, acknowledged)
+
+    async def _watched(
+        self, shared: Reply[pb.SubmitApplicationResponse], wait_s: float, metadata: Metadata
+    ) -> Reply[pb.SubmitApplicationResponse]:
+        """What becomes within `wait_s` of one that is stored; as it was, where nobody says."""
+        newest = shared.response.application
+        watch = pb.WatchApplicationRequest(name=newest.name)
+        with contextlib.suppress(Failure, TimeoutError):
+            async with asyncio.timeout(wait_s), self._transport.stream(WATCH, watch, metadata) as changes:
+                async for change in changes:
+                    newest = change.application
+                    if newest.state != pb.Application.STATE_PENDING:
+                        break
+        return Reply(pb.SubmitApplicationResponse(application=newest), shared.queue_s)
 
 
 class _Alone(Failure):
@@ -239,14 +292,19 @@ class _Alone(Failure):
         super().__init__("UNKNOWN", "to be sent alone")
 
 
+def _class_of(submit: pb.SubmitApplicationRequest) -> _Class:
+    return submit.parent, submit.application.priority or pb.PRIORITY_INTERACTIVE
+
+
 def _said(metadata: Metadata, name: str) -> str:
     return next((value for key, value in metadata if key == name), "")
 
 
-def _fail(answer: asyncio.Future[Any], failure: Exception) -> None:
-    if not answer.done():
-        answer.set_exception(failure)
+def _fail(item: _Item, error: Exception) -> None:
+    if not item.answer.done():
+        item.answer.set_exception(error)
 
 
 def _give_up(answer: asyncio.Future[Any], timeout_s: float) -> None:
-    _fail(answer, Failure("DEADLINE_EXCEEDED", f"no answer within {timeout_s:.2g} s"))
+    if not answer.done():
+        answer.set_exception(Failure("DEADLINE_EXCEEDED", f"no answer within {timeout_s:.2g} s"))

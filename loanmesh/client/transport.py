@@ -97,7 +97,9 @@ class Failure(Exception):
 
     def again(self) -> Failure:
         """The same, for another one whom it befell."""
-        return type(self)(self.code, str(self), self.pushback_s, self.details)
+        again = Failure(self.code, str(self), self.pushback_s, self.details)
+        again.tls = self.tls
+        return again
 
     def refusal(self) -> CallFailed:
         """As the caller gets it, where it is for good."""

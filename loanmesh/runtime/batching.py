@@ -65,7 +65,8 @@ class Batcher(Generic[I, O]):
         return await asyncio.gather(*self._enter(items))
 
     def _enter(self, items: Sequence[I]) -> list[asyncio.Future[O]]:
-        if len(self._waiting) + len(items) > self._max_waiting:
+        # Where nobody waits there is room even for more than may wait.
+        if self._waiting and len(self._waiting) + len(items) > self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests wait already; nothing was stored", retry_s=0.5)
         new_future, now = asyncio.get_running_loop().create_future, self._clock.monotonic()
         futures: list[asyncio.Future[O]] = [new_future() for _ in items]

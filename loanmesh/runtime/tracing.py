@@ -253,20 +253,20 @@ def current() -> Span | None:
     return _current.get()
 
 
-def current_traceparent(item: str = "") -> str:
+def current_traceparent(item: str = "", own: bool = False) -> str:
     """The W3C trace context of the call under way, to be kept with what it brought; '' where there is none.
 
     item  within which span the caller submitted this one, where the call is for several; else ''.
+    own   whether an item has a trace of its own where its caller named none at all.
     """
     span = _current.get()
-    if item and place_of(item):
-        if span is None or not _recorder:
-            return item
-        own: Span = _recorder.begin(item)
-        span.items.append(own)
-        span = own
-    if span is None:
-        return ""
+    place = place_of(item) if item else None
+    if span is None or not _recorder:
+        return item if place else span.traceparent if span else ""
+    if (place and place != (span.at.trace_id, span.parent)) or (own and not place and not span.parent):
+        begun: Span = _recorder.begin(item)
+        span.items.append(begun)
+        span = begun
     span.brings = True
     return span.traceparent
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ from services.intake.admission import Admission
 from services.intake.application import FINAL, New, Snapshot, State, Stored
 from services.intake.estimate import Estimate
 from services.intake.explain import Label, explain
-from services.intake.outcomes import Outcomes
+from services.intake.outcomes import STRAGGLE_S, Outcomes
 from services.intake.ports import Apply, Records
 from services.intake.reception import Reception
 from services.intake.replay import Replay
@@ -79,7 +80,7 @@ class IntakeServicer(IntakeServiceServicer):
         new_id: Callable[[], str],
         accepts_waiting_max: int,
         admission: Admission,
-        traceparent: Callable[[str], str] = str,
+        traceparent: Callable[..., str] = lambda item="", _=False: item,
         reception: Reception | None = None,
         watches_max: int = 1000,
         is_sure: Callable[[], bool] = lambda: True,
@@ -124,7 +125,7 @@ class IntakeServicer(IntakeServiceServicer):
         self._reception.offered((priority,))
         # Before anything is made of it: turning away must stay cheap when many are.
         self._admission.let_in(priority, delay_s, self._accepts.waited_s)
-        new = self._new(request.parent, request, client, self._traceparent(""))
+        new = self._new(request.parent, request, client, self._traceparent())
         self._admission.pay(client, 1)
         wait_s = request.wait.ToNanoseconds() / 1e9
         with self._watch(new.id) as watching:
@@ -160,13 +161,14 @@ class IntakeServicer(IntakeServiceServicer):
         response = pb.BatchSubmitApplicationsResponse()
         good: list[tuple[pb.BatchSubmitApplicationsResponse.Result, New]] = []
         wrong = 0
+        traced = len(priorities) <= SMALL_BATCH_ITEMS_MAX
         for item in request.requests:
             result = response.results.add(request_id=item.request_id)
             try:
                 sound = _checked(request.parent, item, thorough=wrong < THOROUGH_ITEMS_MAX)
-                new = self._new(request.parent, sound, client, self._traceparent(item.traceparent))
+                new = self._new(request.parent, sound, client, self._traceparent(item.traceparent, traced))
                 good.append((result, new))
-            except InvalidRequest as error:
+            except LoanmeshError as error:
                 wrong += 1
                 result.error.CopyFrom(item_status(error))
         self._admission.pay(client, len(good))
@@ -176,16 +178,21 @@ class IntakeServicer(IntakeServiceServicer):
             stored = await self._accept_all(news)
             took_s = delay_s + self._clock.monotonic() - started
             self._reception.acknowledged(news, stored, took_s)
-            known = await self._store.get_many([one.id for one in stored if one.existed])
             fresh = {new.id: new for new, one in zip(news, stored, strict=True) if not one.existed}
             queued = ((QUEUE_HEADER, f"{took_s * 1000:.0f}"),)
+            known: dict[str, Snapshot] = {}
             if wait_s and fresh:
                 left_s = remaining_s(self._clock.monotonic(), wait_s)
-                found = await self._outcomes.of_all(fresh, watching, min(ACKNOWLEDGE_S, left_s))
-                if not found and left_s > ACKNOWLEDGE_S:
+                if len(fresh) < len(request.requests):
+                    left_s = min(left_s, STRAGGLE_S)  # What is wrong, or was there before, has its answer now.
+                known = await self._outcomes.of_all(fresh, watching, min(ACKNOWLEDGE_S, left_s))
+                if not known and left_s > ACKNOWLEDGE_S:
                     await context.send_initial_metadata(queued)
-                    found = await self._outcomes.of_all(fresh, watching, left_s - ACKNOWLEDGE_S)
-                known |= found
+                    known = await self._outcomes.of_all(fresh, watching, left_s - ACKNOWLEDGE_S)
+            # As it is by now, where it is not as it was stored. One that cannot be read says so for itself, below.
+            changed = [one.id for one in stored if one.id not in known and (wait_s or one.existed)]
+            with contextlib.suppress(DependencyDown):
+                known |= await self._store.get_many(changed)
         for (result, new), one in zip(good, stored, strict=True):
             try:
                 await self._require_same(one, new)

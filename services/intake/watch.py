@@ -145,6 +145,11 @@ class WatchingAll:
         for watching in self._of.values():
             watching.__exit__()
 
+    def tell_again(self, ids: Iterable[str]) -> None:
+        """These have changed, and nobody has looked yet."""
+        for key in ids:
+            self._of[key].tell(None)
+
     async def next_changes(self) -> dict[str, Result | None]:
         """Those that changed, as `Watching.next_change` says it of one. Raises the same."""
         if not self._watch._left:

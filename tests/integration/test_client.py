@@ -236,6 +236,16 @@ async def test_who_waits_holds_no_place_once_it_is_acknowledged(running: Running
     assert set(running.intake.stored.values()) == {1}
 
 
+async def test_a_closed_client_leaves_nobody_waiting(running: Running) -> None:
+    running.intake.then = hang
+    async with Client(running.address, throttle=ThrottleSettings(initial=12)) as client:
+        calls = [asyncio.create_task(client.submit(an_application())) for _ in range(12)]
+        await until(lambda: running.intake.under_way == 12)
+    async with asyncio.timeout(5):
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(one) for one in ended} == {asyncio.CancelledError}
+
+
 async def test_one_that_is_known_to_acknowledge_and_hangs_is_not_waited_for(running: Running) -> None:
     running.intake.early = True
     running.intake.decided.set()

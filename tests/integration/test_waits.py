@@ -110,6 +110,29 @@ async def test_a_batch_hears_of_what_becomes_of_its_items(store: CountingStore) 
     assert [r.application.state for r in answer.results] == [pb.Application.STATE_WITHDRAWN] * 2
 
 
+async def test_what_has_its_answer_is_not_held_back_by_the_others(store: CountingStore) -> None:
+    intake = alone(store)
+    batch = a_batch(0.9, 1, 2)
+    batch.requests[1].application.loan.amount_fen = -5
+    began = SystemClock().monotonic()
+    answer = await intake.BatchSubmitApplications(batch, cast(Any, Call()))
+    assert SystemClock().monotonic() - began < ACKNOWLEDGE_S
+    assert [r.WhichOneof("outcome") for r in answer.results] == ["application", "error"]
+
+
+async def test_what_changed_elsewhere_is_told_at_the_end_of_the_wait(store: CountingStore) -> None:
+    intake, watch = alone(store), Watch(store.revisions, SystemClock(), 1.0)  # It hears of nothing.
+    waiting = asyncio.create_task(alone(store, watch).BatchSubmitApplications(a_batch(0.5, 1), cast(Any, Call())))
+    async with asyncio.timeout(10):
+        while not (found := (await store.page("lenders/demo", 1, "", "", ""))[0]):
+            await SystemClock().sleep(0.001)
+        name = f"lenders/demo/applications/{found[0].id}"
+        withdrawal = pb.WithdrawApplicationRequest(name=name, request_id="withdraw-1")
+        await intake.WithdrawApplication(withdrawal, cast(Any, Call()))
+        answer = await waiting
+    assert answer.results[0].application.state == pb.Application.STATE_WITHDRAWN
+
+
 async def test_items_that_were_there_before_are_not_waited_for(store: CountingStore) -> None:
     intake, call = alone(store), Call()
     await intake.BatchSubmitApplications(a_batch(0.0, 1), cast(Any, call))

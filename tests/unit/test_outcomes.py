@@ -36,10 +36,12 @@ class Rows:
     def __init__(self) -> None:
         self.states: dict[str, State] = {}
         self.reads: list[list[str]] = []
+        self.takes_s = 0.0
 
     async def get_many(self, ids: Sequence[str]) -> dict[str, Snapshot]:
         if ids:
             self.reads.append(list(ids))
+            await CLOCK.sleep(self.takes_s)
         return {
             key: replace(_decided(a_new(key), a_decision(key)), state=self.states.get(key, State.PENDING))
             for key in ids
@@ -113,6 +115,23 @@ def test_what_changed_elsewhere_is_read_and_waited_for_while_it_is_pending() -> 
     waiting = after(happens)
     assert {key: one.state for key, one in waiting.found.items()} == waiting.rows.states
     assert waiting.rows.reads == [["a", "b"], ["a", "b"], ["c"]]
+
+
+def test_what_could_not_be_read_in_time_is_read_by_who_waits_on() -> None:
+    async def scenario() -> None:
+        waiting = Waiting()
+        outcomes = Outcomes(cast(Any, waiting.rows), waiting.watch, CLOCK)
+        waiting.rows.states = {"b": State.WITHDRAWN}
+        waiting.rows.takes_s = 0.3
+        with WatchingAll(waiting.watch, waiting.news) as watching:
+            waiting.settled({"a": a_decision("a")})
+            waiting.watch.changed("b")
+            found = await outcomes.of_all(waiting.news, watching, 0.2)
+            assert list(found) == ["a"]
+            waiting.rows.takes_s = 0.0
+            assert list(await outcomes.of_all(waiting.news, watching, 0.2)) == ["b"]
+
+    run(scenario())
 
 
 def test_the_wait_ends_without_any_and_when_the_replica_leaves() -> None:

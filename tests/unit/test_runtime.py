@@ -92,12 +92,14 @@ async def test_several_are_let_in_together_or_not_at_all() -> None:
     batcher: Batcher[int, int] = Batcher(run, max_items=4, max_waiting=4, clock=FakeClock())
     several, one = await asyncio.gather(batcher.submit_all([1, 2]), batcher.submit(3))
     assert (several, one) == ([-1, -2], -3)
-    with pytest.raises(Overloaded):
-        await batcher.submit_all([4, 5, 6, 7, 8])
+    outcomes = await asyncio.gather(batcher.submit(4), batcher.submit_all([5, 6, 7, 8]), return_exceptions=True)
+    assert (outcomes[0], type(outcomes[1])) == (-4, Overloaded)
     with pytest.raises(InvalidRequest, match="too large"):
         await batcher.submit_all([8, 9])
     assert await batcher.submit_all([]) == []
-    assert batches == [[1, 2, 3], [8, 9]]
+    # Where nobody waits, more than may wait are let in.
+    assert await batcher.submit_all([1, 2, 3, 4, 5]) == [-1, -2, -3, -4, -5]
+    assert batches == [[1, 2, 3], [4], [8, 9], [1, 2, 3, 4], [5]]
     assert batcher.waited_s == 0.0
 
 

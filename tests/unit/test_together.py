@@ -11,7 +11,7 @@ from lending.intake.v1 import intake_service_pb2 as pb
 
 from loanmesh.client import CallFailed, Client
 from loanmesh.client.together import CROWD, HURRY_S, ITEM_BYTES_MAX, LINGER_S, Together
-from loanmesh.client.transport import GET, SUBMIT, Failure, Reply
+from loanmesh.client.transport import GET, SUBMIT, SUBMIT_MANY, Failure, Reply
 from tests.builders import an_application
 from tests.memory_mesh import Attempt, MemoryMesh, away
 from tests.virtual import VirtualClock, run
@@ -104,7 +104,8 @@ def test_a_crowd_shares_a_call_and_each_gets_its_own_answer() -> None:
     (call,) = sending.others
     assert call.method == SHARED
     assert call.at == pytest.approx(LINGER_S)
-    assert call.metadata == {"loanmesh-client": "shop"}
+    # That of the newest, so that what becomes of the call as such is seen somewhere.
+    assert call.metadata == {"loanmesh-client": "shop", "traceparent": traceparent(1)}
     assert [item.traceparent for item in call.request.requests] == [traceparent(n) for n in range(2)]
     assert [answer.response.application.channel for answer in answers] == ["c0", "c1"]
     assert {answer.queue_s for answer in answers} == {0.0}
@@ -227,19 +228,110 @@ def test_those_who_wait_hear_of_their_decisions_together() -> None:
     assert {answer.response.application.state for answer in answers} == {pb.Application.STATE_DECIDED}
 
 
-def test_one_that_is_not_decided_with_the_others_waits_on_alone() -> None:
+PENDING, DECIDED = pb.Application.STATE_PENDING, pb.Application.STATE_DECIDED
+
+
+@pytest.mark.parametrize(("then", "state"), [(None, DECIDED), (away(), PENDING), ("lose", PENDING)])
+def test_one_that_is_not_decided_with_the_others_is_watched_and_never_submitted_again(then: Any, state: Any) -> None:
     answers: list[Any] = []
 
     async def work(sending: Sending) -> None:
-        submits = (sending.send(a_submit(1, wait_s=2.0)), sending.send(a_submit(2, wait_s=2.0, channel="slow")))
+        submits = [
+            asyncio.create_task(sending.send(a_submit(number, wait_s=2.0, channel=channel)))
+            for number, channel in ((1, "app"), (2, "slow"))
+        ]
+        await CLOCK.sleep(0.1)
+        if then:
+            sending.mesh.faults.append(then)
         answers.extend(await asyncio.gather(*submits))
 
     mesh = MemoryMesh(latency_s=0.01, decide_s=0.5)
-    shared, alone = beside_a_crowd(work, mesh).others
-    assert (shared.method, alone.method, alone.request.request_id) == (SHARED, ALONE, "request-2")
-    assert alone.request.wait.ToNanoseconds() / 1e9 == pytest.approx(2.0 - LINGER_S - 0.51)
-    assert mesh.stored["request-2"] == 1
-    assert [answer.response.application.state for answer in answers] == [pb.Application.STATE_DECIDED] * 2
+    shared, watched = beside_a_crowd(work, mesh).others
+    assert (shared.method, watched.method, mesh.stored["request-2"]) == (SHARED, "WatchApplication", 1)
+    # What is stored is never told to be anything else, whatever becomes of watching it.
+    assert [answer.response.application.state for answer in answers] == [DECIDED, state]
+
+
+def test_watching_ends_with_the_wait() -> None:
+    async def work(sending: Sending) -> None:
+        began = CLOCK.monotonic()
+        submits = (sending.send(a_submit(number, wait_s=2.0, channel="slow")) for number in (1, 2))
+        answers = await asyncio.gather(*submits)
+        assert CLOCK.monotonic() - began == pytest.approx(2.0)
+        assert {answer.response.application.state for answer in answers} == {PENDING}
+
+    beside_a_crowd(work, MemoryMesh(decide_s=1.5))
+
+
+def test_one_that_is_stored_and_only_waits_makes_no_crowd() -> None:
+    async def scenario() -> MemoryMesh:
+        sending = Sending(MemoryMesh(decide_s=5.0))
+        waiting = [asyncio.create_task(sending.send(a_submit(n, wait_s=9.0), timeout_s=9.0)) for n in range(CROWD)]
+        await CLOCK.sleep(1.0)
+        await asyncio.gather(sending.send(a_submit(10)), sending.send(a_submit(11)), *waiting)
+        return sending.mesh
+
+    assert {attempt.method for attempt in run(scenario()).attempts} == {ALONE}
+
+
+def test_a_crowd_of_one_class_is_none_of_another() -> None:
+    async def work(sending: Sending) -> None:
+        await asyncio.gather(*(sending.send(a_submit(n, priority=pb.PRIORITY_BULK)) for n in range(2)))
+
+    assert [call.method for call in beside_a_crowd(work).others] == [ALONE, ALONE]
+
+
+class MixedUp(MemoryMesh):
+    """Answers for others than it was asked about, or for too few."""
+
+    def __init__(self, spoil: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._spoil = spoil
+
+    async def unary(self, method: Any, request: Any, timeout_s: float, metadata: Any) -> Reply[Any]:
+        reply: Reply[Any] = await super().unary(method, request, timeout_s, metadata)
+        if method is SUBMIT_MANY:
+            self._spoil(reply.response.results)
+        return reply
+
+
+@pytest.mark.parametrize("spoil", [lambda r: r.reverse(), lambda r: r.pop(), lambda r: r[0].Clear()])
+def test_nobody_gets_the_answer_of_another(spoil: Callable[[Any], None]) -> None:
+    async def work(sending: Sending) -> None:
+        answers = await asyncio.gather(*(sending.send(a_submit(n, channel=f"c{n}")) for n in range(2)))
+        assert [answer.response.application.channel for answer in answers] == ["c0", "c1"]
+
+    assert [call.method for call in beside_a_crowd(work, MixedUp(spoil)).others][:2] == [SHARED, ALONE]
+
+
+def test_a_call_that_is_refused_for_good_is_made_for_each_alone() -> None:
+    async def work(sending: Sending) -> None:
+        sending.mesh.faults.append(Failure("INTERNAL", "one of them trips a bug"))
+        await asyncio.gather(*(sending.send(a_submit(n)) for n in range(2)))
+        await asyncio.gather(*(sending.send(a_submit(n)) for n in range(2, 4)))
+
+    assert [call.method for call in beside_a_crowd(work).others] == [SHARED, ALONE, ALONE, SHARED]
+
+
+def test_what_is_known_of_a_failure_is_told_to_each() -> None:
+    failure = Failure("UNAVAILABLE", "the certificate expired", 1.5)
+    failure.tls = "certificate_expired"
+    again = failure.again()
+    assert again is not failure
+    assert (again.code, str(again), again.pushback_s, again.tls) == (
+        "UNAVAILABLE", "the certificate expired", 1.5, "certificate_expired",
+    )  # fmt: skip
+
+
+def test_who_waits_for_company_is_cancelled_when_the_client_closes() -> None:
+    async def work(sending: Sending) -> None:
+        waiting = asyncio.create_task(sending.send(a_submit(1)))
+        await CLOCK.sleep(0)
+        await sending.together.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    assert not beside_a_crowd(work).others
 
 
 @pytest.mark.parametrize("code", ["PERMISSION_DENIED", "UNIMPLEMENTED"])

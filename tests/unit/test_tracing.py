@@ -133,10 +133,15 @@ def test_a_call_for_several_is_seen_in_the_trace_of_each(status: str, spans: int
     assert len(told.spans()) == max(spans, 1)
 
 
-def test_an_item_that_names_no_trace_is_in_that_of_its_call() -> None:
+def test_an_item_that_names_no_trace_is_in_that_of_its_call_or_in_its_own() -> None:
     Told(0.0)
     tracing.enter(f"00-{TRACE}-{CALLER}-00")
-    assert tracing.current_traceparent("nonsense") == tracing.current_traceparent()
+    the_calls = tracing.current_traceparent()
+    assert tracing.current_traceparent("nonsense", own=True) == the_calls
+    assert tracing.current_traceparent(f"00-{TRACE}-{CALLER}-00") == the_calls  # The call speaks for this one.
+    tracing.enter("")
+    assert tracing.current_traceparent() == tracing.current_traceparent("nonsense")
+    assert len({tracing.current_traceparent(own=True).split("-")[1] for _ in range(3)}) == 3
     tracing.start(None)
     tracing.enter("")
     assert (tracing.current_traceparent(ITEM), tracing.current_traceparent("nonsense")) == (ITEM, "")
