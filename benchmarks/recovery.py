@@ -124,7 +124,7 @@ async def _recover(bench: Bench, trigger: Trigger) -> Recovery:
     ):
         if trigger.subjects == COLD:
             await _as_usual(mesh)
-        capacity = await _capacity(bench, mesh, client, trigger)
+        capacity = await _capacity(bench, mesh, trigger)
         rate = LOAD * capacity
         seconds = BEFORE_S + lasts_s + after_s
         played, triggered_at = await _play(bench, mesh, trigger, rate, seconds, lasts_s)
@@ -133,19 +133,21 @@ async def _recover(bench: Bench, trigger: Trigger) -> Recovery:
     return _judge(trigger, played, decided, capacity, rate, triggered_at, lasts_s)
 
 
-async def _capacity(bench: Bench, mesh: Mesh, client: Client, trigger: Trigger) -> float:
+async def _capacity(bench: Bench, mesh: Mesh, trigger: Trigger) -> float:
     """Decided a second, one by one, with traffic of the trigger's kind."""
     count = bench.size(1000, 60)
     # Cold: subjects that the traffic does not use. Warm: twice the same, so that the second round is.
     first = COLD if trigger.subjects == COLD else 0
     prepared = ours.prepare(Population(bench.seed), first, count if first else min(count, WARM), bench.clock)
 
-    async def decide(index: int) -> None:
-        await ours.decide(client, prepared[index % len(prepared)])
+    async with ours.callers(mesh.target("intake")) as caller:
 
-    measured = await closed_loop({}, count, IN_FLIGHT, decide, bench.clock)
-    if not first:
+        async def decide(number: int) -> None:
+            await ours.decide(caller(number), prepared[number % len(prepared)])
+
         measured = await closed_loop({}, count, IN_FLIGHT, decide, bench.clock)
+        if not first:
+            measured = await closed_loop({}, count, IN_FLIGHT, decide, bench.clock)
     return measured.a_second
 
 
