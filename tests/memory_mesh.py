@@ -101,7 +101,7 @@ class MemoryMesh:
                 fault = self.faults.popleft() if self.faults else self.always
                 await asyncio.sleep(self.latency_s)  # noqa: TID251  Virtual time.
                 if isinstance(fault, Failure):
-                    raise Failure(str(fault.code), str(fault), fault.pushback_s, fault.details)
+                    raise fault.again()
                 if fault == "hang":
                     if acknowledge_s is not None and self.early:
                         await asyncio.sleep(acknowledge_s)  # noqa: TID251  Virtual time.
@@ -184,7 +184,7 @@ class MemoryMesh:
     async def _changes(self, name: str) -> AsyncIterator[pb.WatchApplicationResponse]:
         fault = self.faults.popleft() if self.faults else self.always
         if isinstance(fault, Failure):
-            raise Failure(fault.code, str(fault), fault.pushback_s)
+            raise fault.again()
         application = next(a for a in self.applications.values() if a.name == name)
         yield pb.WatchApplicationResponse(application=application)
         await asyncio.sleep(self.decide_s)  # noqa: TID251  Virtual time.

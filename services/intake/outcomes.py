@@ -56,8 +56,6 @@ class Outcomes:
                 async with asyncio.timeout(ends_at - self._clock.monotonic()):
                     changes = await watching.next_changes()
                     decided = {key: one for key, one in changes.items() if isinstance(one, Decided)}
-                    if decided and not found:
-                        ends_at = min(ends_at, self._clock.monotonic() + STRAGGLE_S)
                     found |= {key: _decided(news[key], one) for key, one in decided.items()}
                     # As above; what was deferred stays pending, and is not looked at.
                     unread = [key for key, one in changes.items() if one is None or isinstance(one, Awaiting | Parked)]
@@ -66,10 +64,9 @@ class Outcomes:
                     except BaseException:
                         watching.tell_again(unread)  # Still to be read, by who waits on.
                         raise
-                    ended = {key: one for key, one in read.items() if one.state != State.PENDING}
-                    if ended and not found:
-                        ends_at = min(ends_at, self._clock.monotonic() + STRAGGLE_S)
-                    found |= ended
+                    found |= {key: one for key, one in read.items() if one.state != State.PENDING}
+                if found:  # Later ones do not move it: their end would be later.
+                    ends_at = min(ends_at, self._clock.monotonic() + STRAGGLE_S)
         except (TimeoutError, DependencyDown):
             pass
         return found

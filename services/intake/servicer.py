@@ -151,8 +151,8 @@ class IntakeServicer(IntakeServiceServicer):
         self, request: pb.BatchSubmitApplicationsRequest, context: _Context
     ) -> pb.BatchSubmitApplicationsResponse:
         """Store many; each for itself."""
-        size = "" if len(request.requests) <= SMALL_BATCH_ITEMS_MAX else "/many"
-        client, delay_s = self._admission.arrived(said(), size)
+        small = len(request.requests) <= SMALL_BATCH_ITEMS_MAX
+        client, delay_s = self._admission.arrived(said(), "" if small else "/many")
         started = self._clock.monotonic()
         priorities = [item.application.priority or pb.PRIORITY_INTERACTIVE for item in request.requests]
         self._reception.offered(priorities)
@@ -161,12 +161,11 @@ class IntakeServicer(IntakeServiceServicer):
         response = pb.BatchSubmitApplicationsResponse()
         good: list[tuple[pb.BatchSubmitApplicationsResponse.Result, New]] = []
         wrong = 0
-        traced = len(priorities) <= SMALL_BATCH_ITEMS_MAX
         for item in request.requests:
             result = response.results.add(request_id=item.request_id)
             try:
                 sound = _checked(request.parent, item, thorough=wrong < THOROUGH_ITEMS_MAX)
-                new = self._new(request.parent, sound, client, self._traceparent(item.traceparent, traced))
+                new = self._new(request.parent, sound, client, self._traceparent(item.traceparent, small))
                 good.append((result, new))
             except LoanmeshError as error:
                 wrong += 1

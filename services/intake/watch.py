@@ -63,6 +63,14 @@ class Watch:
         """A watch to hold open with `with` while reading and waiting in turns."""
         return Watching(self, application_id)
 
+    async def _rung(self, bell: asyncio.Event) -> None:
+        """Return when it rings, and let it ring anew."""
+        if not self._left:
+            await bell.wait()
+        if self._left:
+            raise DependencyDown("this replica is leaving; ask again", retry_s=0.1)
+        bell.clear()
+
     async def _poll_forever(self) -> None:
         before: set[str] = set()
         while True:
@@ -120,12 +128,8 @@ class Watching:
 
         Raises DependencyDown when this replica is about to end.
         """
-        if not self._watch._left:
-            await self._bell.wait()
-        if self._watch._left:
-            raise DependencyDown("this replica is leaving; ask again", retry_s=0.1)
-        self._bell.clear()
-        return self._result
+        await self._watch._rung(self._bell)
+        return self.take()
 
 
 class WatchingAll:
@@ -152,9 +156,5 @@ class WatchingAll:
 
     async def next_changes(self) -> dict[str, Result | None]:
         """Those that changed, as `Watching.next_change` says it of one. Raises the same."""
-        if not self._watch._left:
-            await self._bell.wait()
-        if self._watch._left:
-            raise DependencyDown("this replica is leaving; ask again", retry_s=0.1)
-        self._bell.clear()
+        await self._watch._rung(self._bell)
         return {key: watching.take() for key, watching in self._of.items() if watching.told}

@@ -16,7 +16,7 @@ from loanmesh.runtime.database import open_database
 from loanmesh.runtime.migrations import upgrade
 from services.intake.application import Snapshot
 from services.intake.privacy import Privacy
-from services.intake.servicer import ACKNOWLEDGE_S
+from services.intake.servicer import ACKNOWLEDGE_S, IntakeServicer
 from services.intake.store import Store
 from services.intake.watch import Watch
 from tests.builders import a_sealer, an_application
@@ -55,6 +55,16 @@ def request(wait_s: float) -> pb.SubmitApplicationRequest:
     )
 
 
+async def withdraw_when_stored(store: Store, intake: IntakeServicer, count: int) -> None:
+    """All of so many, as soon as they are there."""
+    while len(found := (await store.page("lenders/demo", count, "", "", ""))[0]) < count:
+        await SystemClock().sleep(0.001)
+    for number, one in enumerate(found):
+        name = f"lenders/demo/applications/{one.id}"
+        withdrawal = pb.WithdrawApplicationRequest(name=name, request_id=f"withdraw-{number}")
+        await intake.WithdrawApplication(withdrawal, cast(Any, Call()))
+
+
 async def test_a_wait_costs_one_read_however_long_it_is(store: CountingStore) -> None:
     call = Call()
     answer = await alone(store).SubmitApplication(request(ACKNOWLEDGE_S + 0.1), cast(Any, call))
@@ -68,12 +78,7 @@ async def test_what_was_being_read_when_the_acknowledgement_was_due_is_read_agai
     store.stuck = "submitting"
     submitting = asyncio.create_task(intake.SubmitApplication(request(20), cast(Any, call)), name="submitting")
     async with asyncio.timeout(10):
-        while not (found := (await store.page("lenders/demo", 1, "", "", ""))[0]):
-            await SystemClock().sleep(0.001)
-    name = f"lenders/demo/applications/{found[0].id}"
-    withdrawal = pb.WithdrawApplicationRequest(name=name, request_id="withdraw-1")
-    await intake.WithdrawApplication(withdrawal, cast(Any, Call()))
-    async with asyncio.timeout(10):
+        await withdraw_when_stored(store, intake, 1)
         answer = await submitting
     assert answer.application.state == pb.Application.STATE_WITHDRAWN
     assert call.acknowledged == 1
@@ -100,12 +105,7 @@ async def test_a_batch_hears_of_what_becomes_of_its_items(store: CountingStore) 
     intake = alone(store, watch)
     waiting = asyncio.create_task(intake.BatchSubmitApplications(a_batch(0.9, 1, 2), cast(Any, Call())))
     async with asyncio.timeout(10):
-        while len(found := (await store.page("lenders/demo", 2, "", "", ""))[0]) < 2:
-            await SystemClock().sleep(0.001)
-        for number, one in enumerate(found):
-            name = f"lenders/demo/applications/{one.id}"
-            withdrawal = pb.WithdrawApplicationRequest(name=name, request_id=f"withdraw-{number}")
-            await intake.WithdrawApplication(withdrawal, cast(Any, Call()))
+        await withdraw_when_stored(store, intake, 2)
         answer = await waiting
     assert [r.application.state for r in answer.results] == [pb.Application.STATE_WITHDRAWN] * 2
 
@@ -124,11 +124,7 @@ async def test_what_changed_elsewhere_is_told_at_the_end_of_the_wait(store: Coun
     intake, watch = alone(store), Watch(store.revisions, SystemClock(), 1.0)  # It hears of nothing.
     waiting = asyncio.create_task(alone(store, watch).BatchSubmitApplications(a_batch(0.5, 1), cast(Any, Call())))
     async with asyncio.timeout(10):
-        while not (found := (await store.page("lenders/demo", 1, "", "", ""))[0]):
-            await SystemClock().sleep(0.001)
-        name = f"lenders/demo/applications/{found[0].id}"
-        withdrawal = pb.WithdrawApplicationRequest(name=name, request_id="withdraw-1")
-        await intake.WithdrawApplication(withdrawal, cast(Any, Call()))
+        await withdraw_when_stored(store, intake, 1)
         answer = await waiting
     assert answer.results[0].application.state == pb.Application.STATE_WITHDRAWN
 
