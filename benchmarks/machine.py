@@ -84,6 +84,17 @@ async def child(
         await end(process)
 
 
+@contextlib.asynccontextmanager
+async def neighbours(count: int, cores: frozenset[int], within_s: float) -> AsyncIterator[None]:
+    """So many processes that do nothing but use these cores, until left, or for so long at most, seconds."""
+    work = f"import time\nends = time.monotonic() + {within_s}\nprint('ready', flush=True)\n"
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(count):
+            command = ("-c", f"{work}while time.monotonic() < ends: pass")
+            await stack.enter_async_context(child(*command, cores=cores))
+        yield
+
+
 async def end(process: asyncio.subprocess.Process) -> None:
     """SIGTERM, and SIGKILL for one that does not leave."""
     if process.returncode is not None:

@@ -53,7 +53,9 @@ class MemoryMesh:
     busy_items: Counter[str] = field(default_factory=Counter)
     """How often the item of a batch with this request_id is still turned away."""
 
-    async def unary(self, method: Method[Any, Any], request: Any, timeout_s: float, metadata: Metadata) -> Reply[Any]:
+    async def unary(
+        self, method: Method[Any, Any], request: Any, timeout_s: float, metadata: Metadata, company: int = 1
+    ) -> Reply[Any]:
         return await self._serve(method, request, timeout_s, metadata, None, None)
 
     async def waiting(
@@ -64,6 +66,7 @@ class MemoryMesh:
         metadata: Metadata,
         acknowledge_s: float,
         acknowledged: Callable[[float | None], None],
+        company: int = 1,
     ) -> Reply[Any]:
         return await self._serve(method, request, timeout_s, metadata, acknowledge_s, acknowledged)
 

@@ -65,9 +65,13 @@ class Attempts:
     most_s: float
     least_s: float = 0.25
 
-    def limit_s(self, number: int, left_s: float) -> float:
-        """Seconds for attempt `number`, from 0, when so much time is left."""
-        return min(left_s, max(self.least_s, left_s / 2), self.most_s, self.first_s * 2.0 ** min(number, 30))
+    def limit_s(self, number: int, left_s: float, usual_s: float = 0.0) -> float:
+        """Seconds for attempt `number`, from 0, when so much time is left.
+
+        usual_s  what answers take now: an attempt that is given less cannot succeed.
+        """
+        least_s = max(self.least_s, left_s / 2, usual_s)
+        return min(left_s, least_s, self.most_s, self.first_s * 2.0 ** min(number, 30))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +90,18 @@ class Wait:
 
 
 class Lane:
-    """Calls of about the same size, under one adaptive limit. `gated`: see Throttle."""
+    """Calls of about the same size, under one adaptive limit. `gated`, `company`: see Throttle."""
 
-    def __init__(self, settings: ThrottleSettings, attempts: Attempts, clock: Clock, *, gated: bool = True) -> None:
-        self.throttle = Throttle(settings, clock, gated=gated)
+    def __init__(
+        self,
+        settings: ThrottleSettings,
+        attempts: Attempts,
+        clock: Clock,
+        *,
+        gated: bool = True,
+        company: Callable[[], int] = lambda: 1,
+    ) -> None:
+        self.throttle = Throttle(settings, clock, gated=gated, company=company)
         self.attempts = attempts
 
 
@@ -176,7 +188,7 @@ class Calls:
     ) -> Reply[Res]:
         came = self._clock.monotonic()
         permit = await self._admitted(call, lane)
-        attempt_s = lane.attempts.limit_s(call.attempts, call.left_s)
+        attempt_s = lane.attempts.limit_s(call.attempts, call.left_s, lane.throttle.usual_s)
         call.attempts += 1
         timely = steady and not wait  # One that waits takes as long as the decision does.
         try:
@@ -185,10 +197,16 @@ class Calls:
             if wait:
                 wait_s = wait.ask(call.left_s)
                 reply = await self._transport.waiting(
-                    method, request, min(call.left_s, attempt_s + wait_s), metadata, attempt_s, permit.answered
+                    method,
+                    request,
+                    min(call.left_s, attempt_s + wait_s),
+                    metadata,
+                    attempt_s,
+                    permit.answered,
+                    permit.company,
                 )
             else:
-                reply = await self._transport.unary(method, request, attempt_s, metadata)
+                reply = await self._transport.unary(method, request, attempt_s, metadata, permit.company)
             if failure := check(reply.response):
                 raise failure
         except Failure as failure:

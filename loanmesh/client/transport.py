@@ -126,8 +126,11 @@ class Transport(Protocol):
     """Carries calls, each once: gRPC here, memory in a simulator. Failed ones raise Failure; a cancelled caller
     cancels the call."""
 
-    async def unary(self, method: Method[Req, Res], request: Req, timeout_s: float, metadata: Metadata) -> Reply[Res]:
-        """One request, one answer."""
+    async def unary(
+        self, method: Method[Req, Res], request: Req, timeout_s: float, metadata: Metadata, company: int = 1
+    ) -> Reply[Res]:
+        """One request, one answer. `company`: how many of its kind are sent in the same moment, itself included, that
+        are to be one call where that can be."""
         ...
 
     async def waiting(
@@ -138,6 +141,7 @@ class Transport(Protocol):
         metadata: Metadata,
         acknowledge_s: float,
         acknowledged: Callable[[float | None], None],
+        company: int = 1,
     ) -> Reply[Res]:
         """The same for a request that waits for more than being stored. Calls `acknowledged` with the queue time as
         soon as the server says that it is stored; a server known to say so that does not within `acknowledge_s` has
@@ -191,7 +195,9 @@ class GrpcTransport:
         self._calls: dict[tuple[str, bool], Any] = {}
         self._acknowledges_early = False
 
-    async def unary(self, method: Method[Req, Res], request: Req, timeout_s: float, metadata: Metadata) -> Reply[Res]:
+    async def unary(
+        self, method: Method[Req, Res], request: Req, timeout_s: float, metadata: Metadata, company: int = 1
+    ) -> Reply[Res]:
         """See Transport."""
         call = self._callable(method, streaming=False)(request, timeout=timeout_s, metadata=self._signed(metadata))
         try:
@@ -209,6 +215,7 @@ class GrpcTransport:
         metadata: Metadata,
         acknowledge_s: float,
         acknowledged: Callable[[float | None], None],
+        company: int = 1,
     ) -> Reply[Res]:
         """See Transport. Read as a stream of one answer, since only a stream shows initial metadata as they come."""
         call = self._callable(method, streaming=True)(request, timeout=timeout_s, metadata=self._signed(metadata))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -26,6 +27,8 @@ from loanmesh.runtime.errors import Overloaded
 SHRINK_LEAST, SHRINK_MOST = 0.9, 0.5
 SMOOTH = 0.1
 """Weight of the newest call in the mean of how long permits are held."""
+USUAL = 1.5
+"""Of that mean, within which most answers come."""
 DRIFT_PER_S = 0.001
 """How fast the least latency is forgotten, a share a second: a mesh that became slower for good is the new normal
 after minutes, a queue of seconds is not."""
@@ -33,6 +36,9 @@ SHUT_S, SHUT_S_LEAST, SHUT_S_MAX = 0.2, 0.05, 2.0
 """For how long a class stays away where the other side does not say; the shortest and the longest time in any case."""
 KNOCK_S = 0.5
 """How long a class that knocks waits for what becomes of it, before it knocks once more."""
+WELCOME_S = 2.0
+"""For how long after it was turned away a class comes one by one: in company, as soon as it was let in again, it made
+those in a hurry wait twice as long."""
 
 
 class ThrottleSettings(BaseModel, frozen=True, extra="forbid"):
@@ -122,6 +128,7 @@ class Gates:
         self._shut_until = [float("-inf")] * classes
         self._knocks_until = [float("-inf")] * classes
         self._changed_at = [float("-inf")] * classes
+        self._refused_at = [float("-inf")] * classes
 
     def refused(self, urgency: int, sent_at: float, away_s: float | None) -> None:
         """A call was turned away.
@@ -129,9 +136,10 @@ class Gates:
         away_s  for how long the other side wants no such call; None: it did not say. Of a long time, or of none, no
                 more is taken than makes sense for a whole class: who was refused may wait for longer by itself.
         """
+        now = self._clock.monotonic()
+        self._refused_at[urgency] = now
         if sent_at < self._changed_at[urgency]:
             return  # It was on its way before: says nothing new.
-        now = self._clock.monotonic()
         self._refusals[urgency] += 1
         self._changed_at[urgency] = now
         self._knocks_until[urgency] = float("-inf")
@@ -161,6 +169,10 @@ class Gates:
         """A call of the class ended, and whether it would have been let in nobody knows."""
         self._knocks_until[urgency] = float("-inf")
 
+    def welcome(self, urgency: int) -> bool:
+        """Whether none of the class was turned away lately."""
+        return self._clock.monotonic() - self._refused_at[urgency] >= WELCOME_S
+
     def shut_s(self, urgency: int) -> float:
         """For how long the class is to stay away, seconds."""
         return max(0.0, self._shut_until[urgency] - self._clock.monotonic())
@@ -171,16 +183,34 @@ class Gates:
         return max(0.0, until - self._clock.monotonic())
 
 
+class _Place:
+    """A place in flight, and those who have it together."""
+
+    __slots__ = ("company", "counted", "in_flight", "left", "sent_at", "urgency")
+
+    def __init__(self, urgency: int, company: int, in_flight: int, sent_at: float) -> None:
+        self.urgency = urgency
+        self.company = self.left = company
+        self.in_flight = in_flight
+        self.sent_at = sent_at
+        self.counted = False
+        """Whether an answer of theirs was learned from: together they are one call."""
+
+
 class Permit:
-    """Leave to have one call in flight. Ends once, by one of the four; a second ending changes nothing."""
+    """Leave to have one call in flight, or a share in one. Ends once, by one of the four; a second ending changes
+    nothing."""
 
-    __slots__ = ("_in_flight", "_sent_at", "_throttle", "_urgency")
+    __slots__ = ("_place", "_throttle")
 
-    def __init__(self, throttle: Throttle, urgency: int, in_flight: int, sent_at: float) -> None:
+    def __init__(self, throttle: Throttle, place: _Place) -> None:
         self._throttle: Throttle | None = throttle
-        self._urgency = urgency
-        self._in_flight = in_flight
-        self._sent_at = sent_at
+        self._place = place
+
+    @property
+    def company(self) -> int:
+        """How many got this place together, itself included: they are to go as one call."""
+        return self._place.company
 
     def answered(self, queue_s: float | None = None, *, timely: bool = True) -> None:
         """The call was answered.
@@ -189,39 +219,44 @@ class Permit:
         timely   False where the latency says nothing of a queue, since the call also waited for something else.
         """
         if throttle := self._end():
-            held_s = throttle._clock.monotonic() - self._sent_at
-            throttle._held(held_s)
-            if timely:
-                # What the server tells of is behind its door; what waits before it shows in the latency alone.
-                queue_s = max(queue_s or 0.0, throttle.limit.delay_s(held_s))
-            throttle.limit.answered(self._sent_at, self._in_flight, queue_s)
-            throttle.gates.answered(self._urgency)
+            place = self._place
+            if not place.counted:
+                place.counted = True
+                held_s = throttle._clock.monotonic() - place.sent_at
+                throttle._held(held_s)
+                if timely:
+                    # What the server tells of is behind its door; what waits before it shows in the latency alone.
+                    queue_s = max(queue_s or 0.0, throttle.limit.delay_s(held_s))
+                throttle.limit.answered(place.sent_at, place.in_flight, queue_s)
+            throttle.gates.answered(place.urgency)
             throttle._wake()
 
     def refused(self, away_s: float | None = None) -> None:
         """The call was turned away as too much; `away_s`: for how long no such call is wanted, None: not said."""
         if throttle := self._end():
-            throttle.limit.refused(self._sent_at)
+            throttle.limit.refused(self._place.sent_at)
             if throttle.gated:
-                throttle.gates.refused(self._urgency, self._sent_at, away_s)
+                throttle.gates.refused(self._place.urgency, self._place.sent_at, away_s)
             throttle._wake()
 
     def timed_out(self) -> None:
         """The call was not answered in time."""
         if throttle := self._end():
-            throttle.limit.timed_out(self._sent_at)
+            throttle.limit.timed_out(self._place.sent_at)
             throttle._wake()
 
     def release(self) -> None:
         """No verdict: cancelled, or the other side was not there."""
         if throttle := self._end():
-            throttle.gates.unheard(self._urgency)
+            throttle.gates.unheard(self._place.urgency)
             throttle._wake()
 
     def _end(self) -> Throttle | None:
         throttle, self._throttle = self._throttle, None
         if throttle:
-            throttle._flying[self._urgency] -= 1
+            self._place.left -= 1
+            if not self._place.left:
+                throttle._flying[self._place.urgency] -= 1
         return throttle
 
 
@@ -231,9 +266,18 @@ class Throttle:
 
     classes  how many classes of urgency there are; 0 is the most urgent.
     gated    whether a class that is turned away stays away: for calls of one kind, of which all are told the same.
+    company  how many of those that wait may have one place together, since they go as one call.
     """
 
-    def __init__(self, settings: ThrottleSettings, clock: Clock, classes: int = 3, *, gated: bool = True) -> None:
+    def __init__(
+        self,
+        settings: ThrottleSettings,
+        clock: Clock,
+        classes: int = 3,
+        *,
+        gated: bool = True,
+        company: Callable[[], int] = lambda: 1,
+    ) -> None:
         self._settings = settings
         self._clock = clock
         # Ordered, and cheap to leave from the middle: thousands may run out of time together.
@@ -243,19 +287,25 @@ class Throttle:
         self._held_s = 0.0
         self.limit = AdaptiveLimit(settings, clock)
         self.gated = gated
+        self._company = company
         self.gates = Gates(classes, clock)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
     @property
     def in_flight(self) -> int:
-        """Calls that are sent and not ended."""
+        """Calls that are sent and not ended; those that go together are one."""
         return sum(self._flying)
 
     @property
     def waiting(self) -> int:
         """Calls that wait."""
         return sum(len(queue) for queue in self._waiting)
+
+    @property
+    def usual_s(self) -> float:
+        """Within how many seconds most answers come now; 0 while nothing is known."""
+        return self._held_s * USUAL
 
     def expected_wait_s(self, urgency: int) -> float:
         """Seconds that a call of this class that came now would probably wait: those before it, at the pace at which
@@ -264,16 +314,16 @@ class Throttle:
         shut_s = self.gates.shut_s(urgency)
         if not ahead and self.in_flight < self.limit.calls:
             return shut_s
-        return max(shut_s, (ahead + 1) * self._held_s / self.limit.calls)
+        return max(shut_s, (ahead // self._together(urgency) + 1) * self._held_s / self.limit.calls)
 
     async def acquire(self, urgency: int, within_s: float) -> Permit:
         """Leave for one call, to be ended. Raises Overloaded where it would not come, or did not come, in time;
         `retry_s` is then the wait that was to be expected."""
         if not any(self._waiting[: urgency + 1]) and self._has_room(urgency):
-            return self._permit(urgency)
+            return Permit(self, self._place(urgency, 1))
         expected_s = self.expected_wait_s(urgency)
         # Its turn alone would be of no use: the answer takes as long again as answers take now.
-        if expected_s + (self._held_s if self.in_flight else 0.0) > within_s:
+        if expected_s + (self.usual_s if self.in_flight else 0.0) > within_s:
             raise Overloaded(
                 f"about {expected_s:.1f} s until this call's turn, and {max(0.0, within_s):.1f} s left", expected_s
             )
@@ -319,32 +369,46 @@ class Throttle:
             return False
         return self.in_flight < max(1, self.limit.calls - (urgency > 0))
 
-    def _permit(self, urgency: int) -> Permit:
+    def _place(self, urgency: int, company: int) -> _Place:
         self._flying[urgency] += 1
         self.gates.sent(urgency)
         # The place kept for the most urgent counts as used: who may never have it would else never find out that there
         # is room for more.
-        return Permit(self, urgency, self.in_flight + (urgency > 0), self._clock.monotonic())
+        return _Place(urgency, company, self.in_flight + (urgency > 0), self._clock.monotonic())
 
     def _held(self, seconds: float) -> None:
         self._held_s += (seconds - self._held_s) * (SMOOTH if self._held_s else 1.0)
 
     def _wake(self) -> None:
-        now = self._clock.monotonic()
         for urgency, queue in enumerate(self._waiting):
             while queue and self._has_room(urgency):
-                future, ends_at = queue.popitem(last=False)
-                if future.done():
-                    continue
-                if self.in_flight and ends_at - now < self._held_s:
-                    # The mesh would do the work, and nobody would hear of it. While none is in flight one is sent
-                    # all the same: else nobody would ever learn that answers take less time again.
-                    future.set_exception(
-                        Overloaded(f"its turn came too late: answers take {self._held_s:.1f} s", self._held_s)
-                    )
-                    continue
-                future.set_result(self._permit(urgency))
+                if boarding := self._next(queue, self._together(urgency)):
+                    place = self._place(urgency, len(boarding))
+                    for future in boarding:
+                        future.set_result(Permit(self, place))
         self._set_timer()
+
+    def _together(self, urgency: int) -> int:
+        """How many of a class may have the next place together."""
+        return self._company() if self.gates.welcome(urgency) else 1
+
+    def _next(self, queue: OrderedDict[asyncio.Future[Permit], float], most: int) -> list[asyncio.Future[Permit]]:
+        """Those of a class who get the next place, taken from the queue; whose turn comes too late is told so."""
+        now = self._clock.monotonic()
+        boarding: list[asyncio.Future[Permit]] = []
+        while queue and len(boarding) < most:
+            future, ends_at = queue.popitem(last=False)
+            if future.done():
+                continue
+            if (self.in_flight or boarding) and ends_at - now < self.usual_s:
+                # The mesh would do the work, and nobody would hear of it. While none is in flight one is sent
+                # all the same: else nobody would ever learn that answers take less time again.
+                future.set_exception(
+                    Overloaded(f"its turn came too late: answers take {self._held_s:.1f} s", self._held_s)
+                )
+                continue
+            boarding.append(future)
+        return boarding
 
     def _set_timer(self) -> None:
         """Be there when the first gate opens that somebody waits for."""

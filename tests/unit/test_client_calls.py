@@ -160,6 +160,26 @@ def test_an_attempt_leaves_time_for_another() -> None:
     ]  # fmt: skip
 
 
+def test_no_attempt_is_given_less_than_answers_take() -> None:
+    attempts = calls.Attempts(first_s=1.0, most_s=5.0)
+    found = [attempts.limit_s(0, left_s, usual_s=0.6) for left_s in (4.0, 1.0, 0.5)]
+    assert found == [1.0, 0.6, 0.5]
+    assert attempts.limit_s(0, 60.0, usual_s=20.0) == 1.0  # However long they take, one that hangs costs a second.
+
+
+def test_under_a_queue_of_a_third_of_a_second_calls_succeed_to_the_end_of_their_time() -> None:
+    async def scenario() -> tuple[MemoryMesh, list[object]]:
+        mesh = MemoryMesh(latency_s=0.3)
+        async with Client("", clock=CLOCK, transport=mesh, throttle=ThrottleSettings(ceiling=2)) as client:
+            submits = (client.submit(an_application(), deadline_s=2.0) for _ in range(300))
+            return mesh, await asyncio.gather(*submits, return_exceptions=True)
+
+    mesh, answers = run(scenario())
+    stored = sum(isinstance(answer, pb.Application) for answer in answers)
+    assert stored >= 2 * 16 * 5  # Two places, sixteen at a time; the first in line go alone.
+    assert mesh.cancelled == 0  # Nothing was sent to be given up.
+
+
 @pytest.mark.parametrize(
     ("address", "target"),
     [

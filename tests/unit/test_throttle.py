@@ -11,7 +11,16 @@ import pytest
 
 from loanmesh.runtime.clock import FakeClock, SystemClock
 from loanmesh.runtime.errors import Overloaded
-from loanmesh.runtime.throttle import KNOCK_S, SHUT_S_MAX, AdaptiveLimit, Gates, Permit, Throttle, ThrottleSettings
+from loanmesh.runtime.throttle import (
+    KNOCK_S,
+    SHUT_S_MAX,
+    WELCOME_S,
+    AdaptiveLimit,
+    Gates,
+    Permit,
+    Throttle,
+    ThrottleSettings,
+)
 from tests.virtual import VirtualClock, run
 
 INTERACTIVE, PARTNER, BULK = 0, 1, 2
@@ -510,3 +519,80 @@ def test_no_turn_is_given_to_who_would_not_be_there_for_the_answer() -> None:
         (await throttle.acquire(INTERACTIVE, 0.1)).release()  # Nobody is before it: how long it takes is to be seen.
 
     run(scenario())
+
+
+class Crowd:
+    """Many who wait behind one that is in flight; `company` of them may have a place together."""
+
+    def __init__(self, company: int = 4) -> None:
+        self.clock = VirtualClock()
+        self.throttle = Throttle(ThrottleSettings(initial=1, floor=1), self.clock, company=lambda: company)
+
+    async def begin(self, waiting: int, urgency: int = INTERACTIVE) -> tuple[Permit, list[asyncio.Task[Permit]]]:
+        first = await self.throttle.acquire(urgency, 60)
+        waiters = [asyncio.create_task(self.throttle.acquire(urgency, 60)) for _ in range(waiting)]
+        await self.clock.sleep(1.0)
+        return first, waiters
+
+
+def test_those_who_wait_get_a_place_together_and_it_is_free_when_the_last_of_them_is_done() -> None:
+    async def scenario() -> None:
+        crowd = Crowd(company=3)
+        first, waiters = await crowd.begin(4)
+        assert first.company == 1
+        first.release()
+        together = await asyncio.gather(*waiters[:3])
+        assert [permit.company for permit in together] == [3, 3, 3]
+        assert (crowd.throttle.in_flight, crowd.throttle.waiting) == (1, 1)
+        for permit in together[:2]:
+            permit.release()
+        assert (crowd.throttle.in_flight, crowd.throttle.waiting) == (1, 1)
+        together[2].release()
+        assert (await waiters[3]).company == 1
+
+    run(scenario())
+
+
+def test_those_who_go_together_count_as_one_answer() -> None:
+    async def scenario() -> None:
+        crowd = Crowd()
+        first, waiters = await crowd.begin(4)
+        first.answered(0.0)
+        before = crowd.throttle.limit.calls
+        for permit in await asyncio.gather(*waiters):
+            permit.answered(0.0)
+        assert (before, crowd.throttle.limit.calls) == (2, 3)
+
+    run(scenario())
+
+
+def test_the_wait_to_be_expected_is_shorter_where_several_go_together() -> None:
+    async def scenario() -> list[float]:
+        found = []
+        for company in (1, 4):
+            crowd = Crowd(company)
+            first, waiters = await crowd.begin(3)
+            first.answered(0.5)  # It took a second; half of it was a queue, so that the limit stays.
+            await crowd.clock.sleep(0)
+            found.append(crowd.throttle.expected_wait_s(INTERACTIVE))
+            for waiter in waiters:
+                waiter.cancel()
+            await asyncio.gather(*waiters, return_exceptions=True)
+        return found
+
+    # Two wait yet, each for a second; all three went, and the next one may at once when they are back.
+    assert run(scenario()) == [pytest.approx(3.0), pytest.approx(1.0)]
+
+
+def test_a_class_that_was_turned_away_comes_one_by_one_for_a_while() -> None:
+    async def scenario() -> list[int]:
+        crowd = Crowd()
+        first, waiters = await crowd.begin(3, PARTNER)
+        first.refused(0.05)
+        one = await waiters[0]
+        found = [one.company]
+        await crowd.clock.sleep(WELCOME_S)
+        one.answered(0.0)
+        return [*found, *[permit.company for permit in await asyncio.gather(*waiters[1:])]]
+
+    assert run(scenario()) == [1, 2, 2]

@@ -10,7 +10,7 @@ import pytest
 from lending.intake.v1 import intake_service_pb2 as pb
 
 from loanmesh.client import CallFailed, Client
-from loanmesh.client.together import CROWD, HURRY_S, ITEM_BYTES_MAX, LINGER_S, Together
+from loanmesh.client.together import COMPANY, CROWD, HURRY_S, ITEM_BYTES_MAX, LINGER_S, Together
 from loanmesh.client.transport import GET, SUBMIT, SUBMIT_MANY, Failure, Reply
 from tests.builders import an_application
 from tests.memory_mesh import Attempt, MemoryMesh, away
@@ -111,6 +111,35 @@ def test_a_crowd_shares_a_call_and_each_gets_its_own_answer() -> None:
     assert {answer.queue_s for answer in answers} == {0.0}
 
 
+def test_those_who_got_their_turn_together_go_as_one_call_crowd_or_not() -> None:
+    mesh = MemoryMesh()
+    held = [(("loanmesh-sent-ms", f"clock:1000:{ms}"),) for ms in (900, 500, 100)]
+
+    async def scenario() -> None:
+        together = Together(mesh, CLOCK)
+        submits = (together.unary(SUBMIT, a_submit(n), 5.0, held[n], 3) for n in range(3))
+        await asyncio.gather(*submits, together.unary(SUBMIT, a_submit(3), 5.0, ()))
+
+    run(scenario())
+    alone, call = sorted(mesh.attempts, key=lambda attempt: attempt.method, reverse=True)
+    assert (alone.method, call.at, len(call.request.requests)) == (ALONE, 0.0, 3)
+    # Sent at the same moment; the first of them was held back for longest, which intake wants to know.
+    assert call.metadata["loanmesh-sent-ms"] == "clock:1000:900"
+
+
+def test_who_cannot_share_a_call_gets_no_place_together() -> None:
+    async def scenario() -> list[int]:
+        together = Together(MemoryMesh(), CLOCK)
+        found = [together.company]
+        for flags in ("01", "00"):
+            for number in range(20):
+                await together.unary(SUBMIT, a_submit(number), 5.0, (("traceparent", traceparent(number, flags)),))
+            found.append(together.company)
+        return [*found, Together(MemoryMesh(), CLOCK, crowd=1000).company]
+
+    assert run(scenario()) == [COMPANY, 1, COMPANY, 1]
+
+
 def test_half_of_those_under_way_go_without_waiting_for_more() -> None:
     async def work(sending: Sending) -> None:
         await asyncio.gather(*(sending.send(a_submit(n)) for n in range(CROWD - 1)))
@@ -182,11 +211,11 @@ def test_each_gives_up_when_its_own_time_is_up() -> None:
             assert failed.value.code == "DEADLINE_EXCEEDED"
             ended[timeout_s] = CLOCK.monotonic() - began
 
-        await asyncio.gather(one(1, 0.9), one(2, 1.1))
+        await asyncio.gather(one(1, 1.1), one(2, 1.9))
 
     sending = beside_a_crowd(work)
     assert len(sending.others) == 1
-    assert ended == {0.9: pytest.approx(0.9), 1.1: pytest.approx(1.1)}
+    assert ended == {1.1: pytest.approx(1.1), 1.9: pytest.approx(1.9)}
 
 
 def test_a_call_that_nobody_waits_for_any_more_is_cancelled() -> None:
