@@ -183,15 +183,17 @@ def _table(found: Mapping[str, list[Step]], peaks: Mapping[str, float]) -> str:
 def _draw(bench: Bench, found: Mapping[str, list[Step]], peaks: Mapping[str, float]) -> None:
     def line(name: str, y: Callable[[Step], float]) -> pictures.Line:
         steps = found[name]
-        return pictures.Line(
-            name, [step.offered / peaks[name] for step in steps], [y(step) for step in steps], name == BESIDE
-        )
+        x = [step.offered / peaks[name] for step in steps]
+        return pictures.Line(name, x, [y(step) for step in steps], name == BESIDE)
+
+    def share(name: str) -> Callable[[Step], float]:
+        return lambda step: step.goodput / peaks[name]
 
     pictures.lines(
         bench.pictures / "goodput.svg",
         "Acknowledged within 2 s and decided in the end, by offered load",
         ("offered load, times own peak", "goodput, share of own peak"),
-        [line(name, lambda step, peak=peaks[name]: step.goodput / peak) for name in found],
+        [line(name, share(name)) for name in found],
         log=(True, False),
         ticks=FACTORS,
     )

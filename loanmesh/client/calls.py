@@ -99,7 +99,7 @@ class Lane:
         clock: Clock,
         *,
         gated: bool = True,
-        company: Callable[[], int] = lambda: 1,
+        company: Callable[[], bool] = lambda: False,
     ) -> None:
         self.throttle = Throttle(settings, clock, gated=gated, company=company)
         self.attempts = attempts

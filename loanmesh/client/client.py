@@ -80,7 +80,7 @@ class Client:
         self._new_id = new_id or functools.partial(new_uuid7, self._clock)
         alone = transport or GrpcTransport(address, security, self._clock)
         self._transport = together = Together(alone, self._clock, share_from)
-        self._one = Lane(throttle or ThrottleSettings(), ONE_CALL, self._clock, company=lambda: together.company)
+        self._one = Lane(throttle or ThrottleSettings(), ONE_CALL, self._clock, company=lambda: together.shares)
         self._many = Lane(MANY_THROTTLE, MANY_ATTEMPTS, self._clock)
         # What is not let in as new may be read and changed all the same.
         self._rest = Lane(throttle or ThrottleSettings(), ONE_CALL, self._clock, gated=False)

@@ -20,6 +20,7 @@ from lending.intake.v1 import intake_service_pb2 as pb
 from loanmesh.client.calls import AGAIN
 from loanmesh.client.transport import SUBMIT, SUBMIT_MANY, WATCH, Failure, Metadata, Method, Reply, Req, Res, Transport
 from loanmesh.runtime.clock import Clock
+from loanmesh.runtime.throttle import COMPANY
 from loanmesh.runtime.tracing import is_kept
 
 CROWD = 4
@@ -32,9 +33,6 @@ ITEMS_MAX = 64
 under way a call for 32 costs the mesh 1.05 ms an application, one for 16 1.12 ms, 64 calls 1.6 ms."""
 ITEM_BYTES_MAX = 8 * 1024
 """Larger ones go alone, so that no call comes near the longest message (a MiB for callers with tokens)."""
-COMPANY = 16
-"""How many of those that wait for a place in flight get one together, to go as one call. Fifty small callers with ten
-times the load: 1,300 to 1,550 a second acknowledged in time with 1, 2,850 with 8, 3,600 with 16, at a p99 as before."""
 APART_MOST, APART_WEIGHT = 0.25, 0.05
 """Where more than this share of submits cannot share a call, none get a place together: it would be one call each. And
 the weight of the newest one in that share."""
@@ -142,10 +140,9 @@ class Together:
         return self._transport.stream(method, request, metadata)
 
     @property
-    def company(self) -> int:
-        """How many that wait for a place in flight may have one together; one where they would not share a call."""
-        shares = self._allowed and self._crowd <= COMPANY and self._apart < APART_MOST
-        return COMPANY if shares else 1
+    def shares(self) -> bool:
+        """Whether submits that get their turn together would go as one call."""
+        return self._allowed and self._crowd <= COMPANY.ceiling and self._apart < APART_MOST
 
     async def close(self) -> None:
         """See Transport. Who waits for company is cancelled, as are those under way."""

@@ -57,6 +57,13 @@ class ThrottleSettings(BaseModel, frozen=True, extra="forbid"):
     """Calls that wait here at most; beyond, the least urgent is turned away."""
 
 
+COMPANY = ThrottleSettings(initial=16, ceiling=16, floor=1, target_s=0.5)
+"""How many of those that wait have a place in flight together. Many in a call are what makes the other side fast: fifty
+small callers with ten times the load had 1,300 to 1,550 a second acknowledged in time with 1, 2,850 with 8, 3,600 with
+16. Fewer where a queue is long all the same: the limit is at its floor by then, and only their size is left to shrink.
+With 16 at all times, callers of a mesh that took 950 a second had answers after 1.8 s, and half of them too late."""
+
+
 class AdaptiveLimit:
     """The limit as a number that learns from each call. Pure."""
 
@@ -228,6 +235,7 @@ class Permit:
                     # What the server tells of is behind its door; what waits before it shows in the latency alone.
                     queue_s = max(queue_s or 0.0, throttle.limit.delay_s(held_s))
                 throttle.limit.answered(place.sent_at, place.in_flight, queue_s)
+                throttle._size.answered(place.sent_at, place.company, queue_s)
             throttle.gates.answered(place.urgency)
             throttle._wake()
 
@@ -243,6 +251,7 @@ class Permit:
         """The call was not answered in time."""
         if throttle := self._end():
             throttle.limit.timed_out(self._place.sent_at)
+            throttle._size.timed_out(self._place.sent_at)
             throttle._wake()
 
     def release(self) -> None:
@@ -266,7 +275,7 @@ class Throttle:
 
     classes  how many classes of urgency there are; 0 is the most urgent.
     gated    whether a class that is turned away stays away: for calls of one kind, of which all are told the same.
-    company  how many of those that wait may have one place together, since they go as one call.
+    company  whether those that wait can go as one call, and have a place together.
     """
 
     def __init__(
@@ -276,7 +285,7 @@ class Throttle:
         classes: int = 3,
         *,
         gated: bool = True,
-        company: Callable[[], int] = lambda: 1,
+        company: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -288,6 +297,7 @@ class Throttle:
         self.limit = AdaptiveLimit(settings, clock)
         self.gated = gated
         self._company = company
+        self._size = AdaptiveLimit(COMPANY, clock)
         self.gates = Gates(classes, clock)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -390,7 +400,7 @@ class Throttle:
 
     def _together(self, urgency: int) -> int:
         """How many of a class may have the next place together."""
-        return self._company() if self.gates.welcome(urgency) else 1
+        return self._size.calls if self._company() and self.gates.welcome(urgency) else 1
 
     def _next(self, queue: OrderedDict[asyncio.Future[Permit], float], most: int) -> list[asyncio.Future[Permit]]:
         """Those of a class who get the next place, taken from the queue; whose turn comes too late is told so."""

@@ -202,10 +202,10 @@ def test_a_mesh_that_stays_away_ends_the_run_when_the_patience_does() -> None:
 
 def test_an_application_too_large_for_a_message_is_refused_alone() -> None:
     class Narrow(MemoryMesh):
-        async def unary(self, method: Any, request: Any, timeout_s: float, metadata: Any) -> Any:
+        async def unary(self, method: Any, request: Any, *rest: Any) -> Any:
             if request.ByteSize() > 5_000_000:
                 raise Failure("INVALID_ARGUMENT", "message larger than max")
-            return await super().unary(method, request, timeout_s, metadata)
+            return await super().unary(method, request, *rest)
 
     source = [an_application(n, "x" * (6_000_000 if n == 3 else 1_500_000)) for n in range(6)]
     results = using(Narrow(), lambda client: all_of(client, source))

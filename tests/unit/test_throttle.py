@@ -12,6 +12,7 @@ import pytest
 from loanmesh.runtime.clock import FakeClock, SystemClock
 from loanmesh.runtime.errors import Overloaded
 from loanmesh.runtime.throttle import (
+    COMPANY,
     KNOCK_S,
     SHUT_S_MAX,
     WELCOME_S,
@@ -522,33 +523,33 @@ def test_no_turn_is_given_to_who_would_not_be_there_for_the_answer() -> None:
 
 
 class Crowd:
-    """Many who wait behind one that is in flight; `company` of them may have a place together."""
+    """Many who wait behind one that is in flight."""
 
-    def __init__(self, company: int = 4) -> None:
+    def __init__(self, *, company: bool = True) -> None:
         self.clock = VirtualClock()
         self.throttle = Throttle(ThrottleSettings(initial=1, floor=1), self.clock, company=lambda: company)
 
     async def begin(self, waiting: int, urgency: int = INTERACTIVE) -> tuple[Permit, list[asyncio.Task[Permit]]]:
-        first = await self.throttle.acquire(urgency, 60)
-        waiters = [asyncio.create_task(self.throttle.acquire(urgency, 60)) for _ in range(waiting)]
+        first = await self.throttle.acquire(urgency, 600)
+        waiters = [asyncio.create_task(self.throttle.acquire(urgency, 600)) for _ in range(waiting)]
         await self.clock.sleep(1.0)
         return first, waiters
 
 
 def test_those_who_wait_get_a_place_together_and_it_is_free_when_the_last_of_them_is_done() -> None:
     async def scenario() -> None:
-        crowd = Crowd(company=3)
-        first, waiters = await crowd.begin(4)
+        crowd, most = Crowd(), COMPANY.ceiling
+        first, waiters = await crowd.begin(most + 1)
         assert first.company == 1
         first.release()
-        together = await asyncio.gather(*waiters[:3])
-        assert [permit.company for permit in together] == [3, 3, 3]
-        assert (crowd.throttle.in_flight, crowd.throttle.waiting) == (1, 1)
-        for permit in together[:2]:
+        together = await asyncio.gather(*waiters[:most])
+        assert [permit.company for permit in together] == [most] * most
+        for permit in together[1:]:
             permit.release()
+        await crowd.clock.sleep(0)
         assert (crowd.throttle.in_flight, crowd.throttle.waiting) == (1, 1)
-        together[2].release()
-        assert (await waiters[3]).company == 1
+        together[0].release()
+        assert (await waiters[most]).company == 1
 
     run(scenario())
 
@@ -566,11 +567,34 @@ def test_those_who_go_together_count_as_one_answer() -> None:
     run(scenario())
 
 
+def test_the_longer_the_queue_the_fewer_go_together_and_more_again_when_it_is_gone() -> None:
+    async def scenario() -> list[int]:
+        crowd, found = Crowd(), []
+        first, waiters = await crowd.begin(400)
+        waiting = iter(waiters)
+        first.release()
+        for queue_s in [0.2, 1.0, 1.0, 1.0, 1.0, 1.0, *[0.0] * 30]:
+            lead = await next(waiting)
+            found.append(lead.company)
+            others = [await next(waiting) for _ in range(lead.company - 1)]
+            await crowd.clock.sleep(0.01)
+            for permit in (lead, *others):
+                permit.answered(queue_s)
+        for waiter in waiters:
+            waiter.cancel()
+        await asyncio.gather(*waiters, return_exceptions=True)
+        return found
+
+    found = run(scenario())
+    assert found[:7] == [16, 16, 8, 4, 2, 1, 1]
+    assert found[-1] >= 8
+
+
 def test_the_wait_to_be_expected_is_shorter_where_several_go_together() -> None:
     async def scenario() -> list[float]:
         found = []
-        for company in (1, 4):
-            crowd = Crowd(company)
+        for company in (False, True):
+            crowd = Crowd(company=company)
             first, waiters = await crowd.begin(3)
             first.answered(0.5)  # It took a second; half of it was a queue, so that the limit stays.
             await crowd.clock.sleep(0)

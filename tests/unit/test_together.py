@@ -10,7 +10,7 @@ import pytest
 from lending.intake.v1 import intake_service_pb2 as pb
 
 from loanmesh.client import CallFailed, Client
-from loanmesh.client.together import COMPANY, CROWD, HURRY_S, ITEM_BYTES_MAX, LINGER_S, Together
+from loanmesh.client.together import CROWD, HURRY_S, ITEM_BYTES_MAX, LINGER_S, Together
 from loanmesh.client.transport import GET, SUBMIT, SUBMIT_MANY, Failure, Reply
 from tests.builders import an_application
 from tests.memory_mesh import Attempt, MemoryMesh, away
@@ -128,16 +128,16 @@ def test_those_who_got_their_turn_together_go_as_one_call_crowd_or_not() -> None
 
 
 def test_who_cannot_share_a_call_gets_no_place_together() -> None:
-    async def scenario() -> list[int]:
+    async def scenario() -> list[bool]:
         together = Together(MemoryMesh(), CLOCK)
-        found = [together.company]
+        found = [together.shares]
         for flags in ("01", "00"):
             for number in range(20):
                 await together.unary(SUBMIT, a_submit(number), 5.0, (("traceparent", traceparent(number, flags)),))
-            found.append(together.company)
-        return [*found, Together(MemoryMesh(), CLOCK, crowd=1000).company]
+            found.append(together.shares)
+        return [*found, Together(MemoryMesh(), CLOCK, crowd=1000).shares]
 
-    assert run(scenario()) == [COMPANY, 1, COMPANY, 1]
+    assert run(scenario()) == [True, False, True, False]
 
 
 def test_half_of_those_under_way_go_without_waiting_for_more() -> None:
@@ -317,8 +317,8 @@ class MixedUp(MemoryMesh):
         super().__init__()
         self._spoil = spoil
 
-    async def unary(self, method: Any, request: Any, timeout_s: float, metadata: Any) -> Reply[Any]:
-        reply: Reply[Any] = await super().unary(method, request, timeout_s, metadata)
+    async def unary(self, method: Any, request: Any, *rest: Any) -> Reply[Any]:
+        reply: Reply[Any] = await super().unary(method, request, *rest)
         if method is SUBMIT_MANY:
             self._spoil(reply.response.results)
         return reply
