@@ -5,7 +5,7 @@ same generator, on subjects whose evidence is cached. After each step of ours we
 acknowledged is decided; that wait is part of what is shown.
 
 With a core to itself our mesh takes more of our clients than the generator can offer threefold. So ours is measured
-twice: as it is, against what its callers can submit one by one, and with neighbours that leave it half of the core,
+twice: as it is, against what its callers can submit one by one, and with neighbours that leave it a part of the core,
 against the most it takes then, up to five times that: more the generator cannot offer.
 """
 
@@ -75,7 +75,7 @@ async def measure(bench: Bench) -> Found:
     peaks = {name: max(step.goodput for step in steps) for name, steps in found.items()}
     _draw(bench, found, peaks)
     return Found(
-        rows=_rows(found, peaks),
+        rows=_rows(found),
         markdown=[_table(found, peaks)],
         measured={name: [vars(step) for step in steps] for name, steps in found.items()},
     )
@@ -143,7 +143,7 @@ async def _plain(bench: Bench, tries: int) -> list[Step]:
         return await _steps(bench, probe.a_second, run)
 
 
-def _rows(found: Mapping[str, list[Step]], peaks: Mapping[str, float]) -> list[Row]:
+def _rows(found: Mapping[str, list[Step]]) -> list[Row]:
     rows = []
     for name, steps in found.items():
         limits = {3.0: 0.95, MOST_BESIDE: 0.90} if name == BESIDE else {3.0: 0.95, 10.0: 0.90}
@@ -151,9 +151,10 @@ def _rows(found: Mapping[str, list[Step]], peaks: Mapping[str, float]) -> list[R
             if step.factor not in limits:
                 continue
             # More than is offered nobody can have.
-            share = step.goodput / min(peaks[name], step.offered)
-            base = "what goes one by one" if name == OURS else "own peak"
-            what = f"goodput at {step.factor:g}x {base} / own peak or what is offered, {name}"
+            best = max(other.goodput for other in steps if other is not step)
+            share = step.goodput / min(best, step.offered)
+            times = f"{step.factor:g}x what goes one by one" if name == OURS else f"{step.factor:g}x"
+            what = f"goodput at {times} / best at another load, or what is offered, {name}"
             # The rivals' shares stand beside ours; nothing is asked of them.
             asked = name in (OURS, BESIDE)
             rows.append(at_least(what, share, "ratio", limits[step.factor]) if asked else Row(what, share, "ratio"))
@@ -188,7 +189,7 @@ def _draw(bench: Bench, found: Mapping[str, list[Step]], peaks: Mapping[str, flo
     def line(name: str, y: Callable[[Step], float]) -> pictures.Line:
         steps = found[name]
         x = [step.offered / peaks[name] for step in steps]
-        return pictures.Line(name, x, [y(step) for step in steps], name == BESIDE)
+        return pictures.Line(name, x, [y(step) for step in steps], name in (OURS, BESIDE))
 
     def share(name: str) -> Callable[[Step], float]:
         return lambda step: step.goodput / peaks[name]

@@ -86,13 +86,15 @@ async def child(
 
 @contextlib.asynccontextmanager
 async def neighbours(count: int, cores: frozenset[int], within_s: float) -> AsyncIterator[None]:
-    """So many processes that do nothing but use these cores, until left, or for so long at most, seconds."""
+    """So many processes that do nothing but use these cores, until left, or for so long at most, seconds; RuntimeError
+    where that was not long enough."""
     work = f"import time\nends = time.monotonic() + {within_s}\nprint('ready', flush=True)\n"
+    command = ("-c", f"{work}while time.monotonic() < ends: pass")
     async with contextlib.AsyncExitStack() as stack:
-        for _ in range(count):
-            command = ("-c", f"{work}while time.monotonic() < ends: pass")
-            await stack.enter_async_context(child(*command, cores=cores))
+        started = [(await stack.enter_async_context(child(*command, cores=cores)))[0] for _ in range(count)]
         yield
+        if any(process.returncode is not None for process in started):
+            raise RuntimeError(f"neighbours ended before the work beside them, which took longer than {within_s:g} s")
 
 
 async def end(process: asyncio.subprocess.Process) -> None:

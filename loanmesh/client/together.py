@@ -63,6 +63,8 @@ class _Group:
         self.items: list[_Item] = []
         self.metadata = metadata
         self.timer = timer
+        self.waited = False
+        """Whether the metadata are of one that got its turn together with others."""
         self.left = 0
         """Of which their callers still wait."""
         self.call: asyncio.Task[None] | None = None
@@ -98,6 +100,7 @@ class Together:
                 if shared:
                     answer: Reply[Res] = shared
                     return answer
+                self._note(apart=company > 1)
             return await self._transport.unary(method, request, self._left_s(timeout_s, began), metadata)
 
     async def waiting(
@@ -130,6 +133,7 @@ class Together:
                         shared = await self._watched(shared, wait_s, metadata)
                     answer: Reply[Res] = shared
                     return answer
+                self._note(apart=company > 1)
             left_s = self._left_s(timeout_s, began)
             return await self._transport.waiting(method, request, left_s, metadata, acknowledge_s, heard)
 
@@ -179,9 +183,12 @@ class Together:
         """Where nobody is there to go with, no time to wait for them, or where it would not be the same: who is traced
         in full sees every hop."""
         apart = timeout_s < HURRY_S or is_kept(_said(metadata, "traceparent")) or submit.ByteSize() > ITEM_BYTES_MAX
-        self._apart += (apart - self._apart) * APART_WEIGHT
+        self._note(apart=apart)
         crowded = company > 1 or self._under_way[_class_of(submit)] > self._crowd
         return apart or not crowded or not self._allowed
+
+    def _note(self, *, apart: bool) -> None:
+        self._apart += (apart - self._apart) * APART_WEIGHT
 
     async def _share(
         self,
@@ -200,10 +207,11 @@ class Together:
         group = self._open.get(key)
         if group is None:
             group = self._open[key] = _Group(metadata, loop.call_later(LINGER_S, self._send, key))
-        if company == 1:
+        if not group.waited:
             # The newest one's, which says best when the call was sent; where several got their turn together, that of
-            # the first, which was held back for longest.
+            # the first of them, which was held back for longest.
             group.metadata = metadata
+            group.waited = company > 1
         answer: asyncio.Future[Reply[pb.SubmitApplicationResponse]] = loop.create_future()
         traceparent = _said(metadata, "traceparent")
         group.items.append(_Item(submit, traceparent, timeout_s, acknowledge_s, acknowledged, answer))

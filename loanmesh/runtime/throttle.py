@@ -27,7 +27,7 @@ from loanmesh.runtime.errors import Overloaded
 SHRINK_LEAST, SHRINK_MOST = 0.9, 0.5
 SMOOTH = 0.1
 """Weight of the newest call in the mean of how long permits are held."""
-USUAL = 2
+USUAL = 1.5
 """Of that mean, within which most answers come."""
 DRIFT_PER_S = 0.001
 """How fast the least latency is forgotten, a share a second: a mesh that became slower for good is the new normal
@@ -37,8 +37,11 @@ SHUT_S, SHUT_S_LEAST, SHUT_S_MAX = 0.2, 0.05, 2.0
 KNOCK_S = 0.5
 """How long a class that knocks waits for what becomes of it, before it knocks once more."""
 WELCOME_S = 2.0
-"""For how long after it was turned away a class comes one by one: in company, as soon as it was let in again, it made
+"""For how long a class that had to stay away comes one by one when it is let in again: in company at once, it made
 those in a hurry wait twice as long."""
+TOGETHER_MOST = 64
+"""In flight together at most, all places of a limit counted: it was found by trying calls for one, and sixteen times as
+many in each place would be a queue before anybody knew of it."""
 
 
 class ThrottleSettings(BaseModel, frozen=True, extra="forbid"):
@@ -135,7 +138,8 @@ class Gates:
         self._shut_until = [float("-inf")] * classes
         self._knocks_until = [float("-inf")] * classes
         self._changed_at = [float("-inf")] * classes
-        self._refused_at = [float("-inf")] * classes
+        self._away_at = [float("-inf")] * classes
+        """When the class was last sent away, or let in again."""
 
     def refused(self, urgency: int, sent_at: float, away_s: float | None) -> None:
         """A call was turned away.
@@ -143,10 +147,9 @@ class Gates:
         away_s  for how long the other side wants no such call; None: it did not say. Of a long time, or of none, no
                 more is taken than makes sense for a whole class: who was refused may wait for longer by itself.
         """
-        now = self._clock.monotonic()
-        self._refused_at[urgency] = now
         if sent_at < self._changed_at[urgency]:
             return  # It was on its way before: says nothing new.
+        now = self._clock.monotonic()
         self._refusals[urgency] += 1
         self._changed_at[urgency] = now
         self._knocks_until[urgency] = float("-inf")
@@ -155,6 +158,7 @@ class Gates:
         asked_s = SHUT_S if away_s is None or away_s < 0 else min(max(away_s, SHUT_S_LEAST), SHUT_S_MAX)
         until = now + min(SHUT_S_MAX, asked_s * 2.0 ** min(again, 10))
         self._shut_until[urgency] = until
+        self._away_at[urgency:] = [now] * (len(self._away_at) - urgency)
         for lower in range(urgency + 1, len(self._refusals)):
             if self._refusals[lower] < 2:  # One that is shut already knocks for itself.
                 self._refusals[lower], self._shut_until[lower], self._changed_at[lower] = 2, until, now
@@ -163,6 +167,8 @@ class Gates:
         """A call was let in."""
         for upper in range(urgency + 1):
             if self._refusals[upper]:
+                if self._refusals[upper] >= 2:
+                    self._away_at[upper] = self._clock.monotonic()
                 self._refusals[upper] = 0
                 self._shut_until[upper] = self._knocks_until[upper] = float("-inf")
                 self._changed_at[upper] = self._clock.monotonic()
@@ -177,8 +183,8 @@ class Gates:
         self._knocks_until[urgency] = float("-inf")
 
     def welcome(self, urgency: int) -> bool:
-        """Whether none of the class was turned away lately."""
-        return self._clock.monotonic() - self._refused_at[urgency] >= WELCOME_S
+        """Whether the class was let in all the time of late: neither away, nor let in again a moment ago."""
+        return self._refusals[urgency] < 2 and self._clock.monotonic() - self._away_at[urgency] >= WELCOME_S
 
     def shut_s(self, urgency: int) -> float:
         """For how long the class is to stay away, seconds."""
@@ -257,7 +263,8 @@ class Permit:
     def release(self) -> None:
         """No verdict: cancelled, or the other side was not there."""
         if throttle := self._end():
-            throttle.gates.unheard(self._place.urgency)
+            if not self._place.left:
+                throttle.gates.unheard(self._place.urgency)
             throttle._wake()
 
     def _end(self) -> Throttle | None:
@@ -320,11 +327,13 @@ class Throttle:
     def expected_wait_s(self, urgency: int) -> float:
         """Seconds that a call of this class that came now would probably wait: those before it, at the pace at which
         permits come back. 0 while nothing is known."""
-        ahead = sum(len(queue) for queue in self._waiting[: urgency + 1])
+        *before, own = self._waiting[: urgency + 1]
         shut_s = self.gates.shut_s(urgency)
-        if not ahead and self.in_flight < self.limit.calls:
+        if not own and not any(before) and self.in_flight < self.limit.calls:
             return shut_s
-        return max(shut_s, (ahead // self._together(urgency) + 1) * self._held_s / self.limit.calls)
+        turns = sum(math.ceil(len(queue) / self._together(rank)) for rank, queue in enumerate(before))
+        turns += len(own) // self._together(urgency) + 1
+        return max(shut_s, turns * self._held_s / self.limit.calls)
 
     async def acquire(self, urgency: int, within_s: float) -> Permit:
         """Leave for one call, to be ended. Raises Overloaded where it would not come, or did not come, in time;
@@ -333,7 +342,7 @@ class Throttle:
             return Permit(self, self._place(urgency, 1))
         expected_s = self.expected_wait_s(urgency)
         # Its turn alone would be of no use: the answer takes as long again as answers take now.
-        if expected_s + (self.usual_s if self.in_flight else 0.0) > within_s:
+        if expected_s + (self._held_s if self.in_flight else 0.0) > within_s:
             raise Overloaded(
                 f"about {expected_s:.1f} s until this call's turn, and {max(0.0, within_s):.1f} s left", expected_s
             )
@@ -400,7 +409,9 @@ class Throttle:
 
     def _together(self, urgency: int) -> int:
         """How many of a class may have the next place together."""
-        return self._size.calls if self._company() and self.gates.welcome(urgency) else 1
+        if not self._company() or not self.gates.welcome(urgency):
+            return 1
+        return max(1, min(self._size.calls, TOGETHER_MOST // self.limit.calls))
 
     def _next(self, queue: OrderedDict[asyncio.Future[Permit], float], most: int) -> list[asyncio.Future[Permit]]:
         """Those of a class who get the next place, taken from the queue; whose turn comes too late is told so."""

@@ -527,7 +527,8 @@ class Crowd:
 
     def __init__(self, *, company: bool = True) -> None:
         self.clock = VirtualClock()
-        self.throttle = Throttle(ThrottleSettings(initial=1, floor=1), self.clock, company=lambda: company)
+        settings = ThrottleSettings(initial=1, floor=1, ceiling=4)
+        self.throttle = Throttle(settings, self.clock, company=lambda: company)
 
     async def begin(self, waiting: int, urgency: int = INTERACTIVE) -> tuple[Permit, list[asyncio.Task[Permit]]]:
         first = await self.throttle.acquire(urgency, 600)
@@ -608,15 +609,89 @@ def test_the_wait_to_be_expected_is_shorter_where_several_go_together() -> None:
     assert run(scenario()) == [pytest.approx(3.0), pytest.approx(1.0)]
 
 
-def test_a_class_that_was_turned_away_comes_one_by_one_for_a_while() -> None:
+def test_one_refusal_of_one_replica_changes_nothing() -> None:
     async def scenario() -> list[int]:
         crowd = Crowd()
         first, waiters = await crowd.begin(3, PARTNER)
         first.refused(0.05)
-        one = await waiters[0]
-        found = [one.company]
-        await crowd.clock.sleep(WELCOME_S)
-        one.answered(0.0)
-        return [*found, *[permit.company for permit in await asyncio.gather(*waiters[1:])]]
+        return [permit.company for permit in await asyncio.gather(*waiters)]
 
-    assert run(scenario()) == [1, 2, 2]
+    assert run(scenario()) == [3, 3, 3]
+
+
+@pytest.mark.parametrize("urgency", [PARTNER, BULK])
+def test_a_class_that_had_to_stay_away_knocks_alone_and_comes_one_by_one_for_a_while(urgency: int) -> None:
+    async def scenario() -> tuple[list[int], int]:
+        crowd = Crowd()
+        throttle, clock = crowd.throttle, crowd.clock
+        found = []
+        for _ in range(8):  # Until it stays away for as long as it may.
+            (await throttle.acquire(PARTNER, 600)).refused(2.0)
+            await clock.sleep(0.01)
+        waiters = [asyncio.create_task(throttle.acquire(urgency, 600)) for _ in range(6)]
+        await clock.sleep(SHUT_S_MAX + 0.1)
+        knocks = [await waiters[0]]
+        found.append(knocks[0].company)
+        knocking = sum(waiter.done() for waiter in waiters)
+        knocks[0].answered(0.0)
+        second = await waiters[1]
+        found.append(second.company)
+        for waiter in waiters[2:]:
+            if waiter.done():
+                found.append(waiter.result().company)
+                waiter.result().release()
+        await clock.sleep(WELCOME_S)
+        late = [asyncio.create_task(throttle.acquire(urgency, 600)) for _ in range(6)]
+        await clock.sleep(0)
+        second.release()
+        left = [waiter for waiter in [*waiters[2:], *late] if not waiter.done()]
+        await clock.sleep(0)
+        found.append(max((waiter.result().company for waiter in left if waiter.done()), default=0))
+        for waiter in [*waiters, *late]:
+            waiter.cancel()
+        return found, knocking
+
+    found, knocking = run(scenario())
+    assert knocking == 1
+    assert set(found[:-1]) == {1}
+    assert found[-1] > 1
+
+
+def test_a_knock_goes_on_though_one_of_those_who_knock_leaves() -> None:
+    async def scenario() -> list[float]:
+        crowd = Crowd()
+        throttle = crowd.throttle
+        first, waiters = await crowd.begin(3, BULK)
+        first.release()
+        one, *others = await asyncio.gather(*waiters)
+        throttle.gates.sent(BULK)
+        for sent_at in (crowd.clock.monotonic(), crowd.clock.monotonic() + 0.01):
+            throttle.gates.refused(BULK, sent_at, 0.05)
+        await crowd.clock.sleep(0.2)
+        throttle.gates.sent(BULK)
+        found = [throttle.gates.opens_s(BULK)]
+        one.release()
+        found.append(throttle.gates.opens_s(BULK))
+        for other in others:
+            other.release()
+        return [*found, throttle.gates.opens_s(BULK)]
+
+    assert run(scenario()) == [KNOCK_S, KNOCK_S, 0.0]
+
+
+def test_many_places_are_not_sixteen_times_as_many_calls() -> None:
+    async def scenario() -> list[int]:
+        clock = VirtualClock()
+        throttle = Throttle(ThrottleSettings(initial=40, ceiling=40), clock, company=lambda: True)
+        held = [await throttle.acquire(INTERACTIVE, 60) for _ in range(40)]
+        waiters = [asyncio.create_task(throttle.acquire(INTERACTIVE, 60)) for _ in range(200)]
+        await clock.sleep(0)
+        for permit in held:
+            permit.answered(0.0)
+        await clock.sleep(0)
+        found = [sum(waiter.done() for waiter in waiters), throttle.in_flight]
+        for waiter in waiters:
+            waiter.cancel()
+        return found
+
+    assert run(scenario()) == [40, 40]

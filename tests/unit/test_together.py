@@ -140,6 +140,20 @@ def test_who_cannot_share_a_call_gets_no_place_together() -> None:
     assert run(scenario()) == [True, False, True, False]
 
 
+def test_those_who_each_wait_for_another_time_get_no_place_together() -> None:
+    async def scenario() -> bool:
+        together = Together(MemoryMesh(), CLOCK)
+
+        def submit(number: int) -> Awaitable[Any]:
+            request = a_submit(number, wait_s=1.0 + number)
+            return together.waiting(SUBMIT, request, 30.0, (), 1.0, lambda _: None, 16)
+
+        await asyncio.gather(*(submit(number) for number in range(16)))
+        return together.shares
+
+    assert run(scenario()) is False
+
+
 def test_half_of_those_under_way_go_without_waiting_for_more() -> None:
     async def work(sending: Sending) -> None:
         await asyncio.gather(*(sending.send(a_submit(n)) for n in range(CROWD - 1)))
