@@ -27,7 +27,7 @@ from loanmesh.runtime.errors import Overloaded
 SHRINK_LEAST, SHRINK_MOST = 0.9, 0.5
 SMOOTH = 0.1
 """Weight of the newest call in the mean of how long permits are held."""
-USUAL = 1.5
+USUAL = 2
 """Of that mean, within which most answers come."""
 DRIFT_PER_S = 0.001
 """How fast the least latency is forgotten, a share a second: a mesh that became slower for good is the new normal

@@ -176,8 +176,8 @@ def test_under_a_queue_of_a_third_of_a_second_calls_succeed_to_the_end_of_their_
 
     mesh, answers = run(scenario())
     stored = sum(isinstance(answer, pb.Application) for answer in answers)
-    # The first two go alone; then sixteen in each of two places, as long as there is time for an answer.
-    assert stored == 2 + 2 * 16 * 5
+    # The first two go alone; then sixteen in each of two places, as long as there is twice the time for an answer.
+    assert stored == 2 + 2 * 16 * 4
     assert mesh.cancelled == 0  # Nothing was sent to be given up.
 
 
