@@ -64,7 +64,7 @@ async def test_a_trouble_is_found_with_one_command_and_followed_with_the_next(tm
         assert group["cause"]["hop"] == "bureau -> court"  # type: ignore[index]  # JSON.
 
         await traced(
-            str(group["example"]), state, "intake SubmitApplication", "process applications", "bureau ask court",
+            str(group["example"]), state, "SubmitApplication", "process applications", "bureau ask court",
             "POST /v1/court/query", "source court is down",
         )  # fmt: skip
         _, text = await run("top", "--json", "--state", state)

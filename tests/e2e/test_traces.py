@@ -60,7 +60,8 @@ async def test_one_trace_leads_from_the_call_to_every_service(collector: Collect
     mesh = Mesh(tmp_path / "state", None, free_ports(), CLOCK, print)
     try:
         await mesh.start()
-        async with Client(mesh.parts["intake"].address) as client:
+        # Each in a call of its own; what a shared one tells, tests/unit/test_tracing.py says.
+        async with Client(mesh.parts["intake"].address, share_from=1000) as client:
             jobs = [client.submit(an_application("person", n, CLOCK.now()), wait_s=20) for n in range(8)]
             decided = await asyncio.gather(*jobs)
     finally:
