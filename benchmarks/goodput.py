@@ -35,7 +35,8 @@ SUBJECTS = 300
 MOST_BESIDE = 5.0
 """The largest of them beside neighbours."""
 DRAINED_WITHIN_S = 300.0
-OURS, BESIDE = "loanmesh", "loanmesh, busy neighbours"
+OURS, BESIDE = MESHES = ("loanmesh", "loanmesh, busy neighbours")
+"""Ours; all else are rivals."""
 NEIGHBOURS, NEIGHBOURS_S = 4, 1200.0
 """Processes that spin on the services' cores, and for how long at most."""
 FULL_IN_FLIGHT = 1000
@@ -156,7 +157,7 @@ def _rows(found: Mapping[str, list[Step]]) -> list[Row]:
             times = f"{step.factor:g}x what goes one by one" if name == OURS else f"{step.factor:g}x"
             what = f"goodput at {times} / best at another load, or what is offered, {name}"
             # The rivals' shares stand beside ours; nothing is asked of them.
-            asked = name in (OURS, BESIDE)
+            asked = name in MESHES
             rows.append(at_least(what, share, "ratio", limits[step.factor]) if asked else Row(what, share, "ratio"))
     return rows
 
@@ -175,7 +176,7 @@ def _table(found: Mapping[str, list[Step]], peaks: Mapping[str, float]) -> str:
                 figure(said["p50_ms"] or 0),
                 figure(said["p99_ms"] or 0),
                 said["offered"] - said["in_time"],
-                f"{step.drain_s:.1f} s" if name in (OURS, BESIDE) else "",
+                f"{step.drain_s:.1f} s" if name in MESHES else "",
                 figure(said["generator_late_p99_ms"]),
             )
             for name, steps in found.items()
@@ -189,7 +190,7 @@ def _draw(bench: Bench, found: Mapping[str, list[Step]], peaks: Mapping[str, flo
     def line(name: str, y: Callable[[Step], float]) -> pictures.Line:
         steps = found[name]
         x = [step.offered / peaks[name] for step in steps]
-        return pictures.Line(name, x, [y(step) for step in steps], name in (OURS, BESIDE))
+        return pictures.Line(name, x, [y(step) for step in steps], name in MESHES)
 
     def share(name: str) -> Callable[[Step], float]:
         return lambda step: step.goodput / peaks[name]
