@@ -297,6 +297,9 @@ class _Call:
         self.undecided = False
         """Whether the answer is that there is no decision yet, though one was waited for."""
         self._notes: list[tuple[str, float, tracing.Attributes]] = []
+        self._refusal: dict[str, str] = {}
+        """Why the mesh turned the last attempt away, where it did: of a call that several share, its own span stands in
+        the trace of one of them."""
 
     def __enter__(self) -> _Call:
         calls = self._calls
@@ -335,7 +338,7 @@ class _Call:
         wrong = self._status if error and not gone else ""
         ended = calls._clock.monotonic()
         if self._span.is_recording():
-            self._span.set_attribute(semconv.RPC_STATUS_CODE, self._status)
+            self._span.set_attributes({semconv.RPC_STATUS_CODE: self._status, **self._refusal})
             if wrong:
                 self._span.set_attribute(semconv.ERROR_TYPE, wrong)
                 self._span.set_status(trace.StatusCode.ERROR, wrong)
@@ -354,7 +357,7 @@ class _Call:
         attributes: dict[str, str | int] = {
             semconv.RPC_SYSTEM_NAME: "grpc", semconv.RPC_METHOD: self._method, semconv.RPC_STATUS_CODE: self._status,
             semconv.ATTEMPT: self.attempts,
-            semconv.KEPT_FOR: "failed" if wrong else "retried" if self._notes else "deferred",
+            semconv.KEPT_FOR: "failed" if wrong else "retried" if self._notes else "deferred", **self._refusal,
         }  # fmt: skip
         if wrong:
             attributes[semconv.ERROR_TYPE] = wrong
@@ -409,6 +412,10 @@ class _Call:
         said: dict[str, str | int] = {semconv.RPC_STATUS_CODE: failure.code, semconv.ATTEMPT: self.attempts}
         if failure.pushback_s is not None:
             said["loanmesh.pushback_ms"] = round(failure.pushback_s * 1000)
+        self._refusal = {}
+        told = self._calls._recorder or self._span.is_recording()
+        if failure.code == "RESOURCE_EXHAUSTED" and told and (reason := failure.reason):
+            self._refusal = {semconv.REASON: reason, semconv.CAUSE: tracing.short(str(failure))}
         self.note("attempt_failed", said)
 
 

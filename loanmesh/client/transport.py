@@ -95,6 +95,12 @@ class Failure(Exception):
         """The failure that an item's status tells."""
         return cls(code_of(status).name, status.message, _retry_s(status), status)
 
+    @property
+    def reason(self) -> str:
+        """Why the mesh refused, in the stable word of its ErrorInfo; '' where it said none."""
+        info = error_details_pb2.ErrorInfo()
+        return next((info.reason for detail in self.details.details if detail.Unpack(info)), "")
+
     def again(self) -> Failure:
         """The same, for another one whom it befell."""
         again = Failure(self.code, str(self), self.pushback_s, self.details)

@@ -290,7 +290,9 @@ def _of_source(source: str, said: tuple[str, str], word: str) -> Cause:
 def _door(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
     for span in spans:
         reason, text = span.text(semconv.REASON), span.text(semconv.CAUSE)
-        if span.kind != "server" or span.service != "intake":
+        at_door = span.kind == "server" and span.service == "intake"
+        # Of a call that several shared, the door tells in one's trace; each caller tells what it was answered.
+        if not at_door and (span.kind != "client" or span.service in _INSIDE):
             continue
         if reason == "OVER_QUOTA":
             return Cause("budget_full", "caller -> intake", "RESOURCE_EXHAUSTED",

@@ -23,10 +23,12 @@ from tests.builders import an_application
 from tests.e2e.conftest import set_fault
 
 CLOCK = SystemClock()
+BEGAN = CLOCK.now()
 
 
 def fresh(kind: Kind, index: int) -> pb.Application:
-    return an_application(kind, index, CLOCK.now())
+    """As of one moment for all tests: consents tell the minute, and one sent again must be the same."""
+    return an_application(kind, index, BEGAN)
 
 
 async def decide_all(client: Client, jobs: list[tuple[str, pb.Application]]) -> dict[str, pb.Application]:

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from lab import causes
-from lab.causes import GREEDY, Mesh, why_failed
+from lab.causes import GREEDY, TOO_MANY, Mesh, why_failed
 from lab.drills import free_base
 from lab.faults import HEALTHY, set_source
 from loanmesh.runtime.clock import SystemClock
@@ -88,7 +88,7 @@ async def test_a_trouble_is_found_with_one_command_and_followed_with_the_next(tm
                 await CLOCK.sleep(0.1)
         began = CLOCK.now().timestamp()
         async with mesh.client(GREEDY, patience_s=0.5) as client:
-            await mesh.submit(client, 30)
+            await mesh.submit(client, TOO_MANY)
         await named(mesh, began, "budget_full")
 
 

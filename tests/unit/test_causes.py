@@ -34,6 +34,11 @@ def a_call(error: str, **said: Value) -> Span:
     return a_span(SUBMIT, kind="server", error=error, attributes=facts)
 
 
+def a_callers(error: str, **said: Value) -> Span:
+    """A caller's own span of its call."""
+    return replace(a_call(error, **said), service="app", kind="client")
+
+
 def an_attempt(outcome: str, error: str = "", **said: Value) -> Span:
     facts = {semconv.OUTCOME: outcome} | {f"loanmesh.{name}": value for name, value in said.items()}
     return a_span(span_id="p1", error=error, application="a1", kept_for=outcome, attributes=facts)
@@ -58,6 +63,9 @@ TLS = "tls_server_untrusted: Tls handshake failed: CERTIFICATE_VERIFY_FAILED"
         ([a_hop("bureau", "DEADLINE_EXCEEDED")], "service_slow", "intake -> bureau"),
         ([a_call("RESOURCE_EXHAUSTED", reason="OVER_QUOTA")], "budget_full", "caller -> intake"),
         ([a_call("RESOURCE_EXHAUSTED", reason="OVERLOADED")], "overload", "caller -> intake"),
+        ([a_callers("RESOURCE_EXHAUSTED", reason="OVER_QUOTA")], "budget_full", "caller -> intake"),
+        ([a_callers("RESOURCE_EXHAUSTED", reason="OVERLOADED")], "overload", "caller -> intake"),
+        ([a_callers("RESOURCE_EXHAUSTED")], "caller_throttled", "caller"),
         ([a_call("DEADLINE_EXCEEDED", reason="DEADLINE_PASSED")], "deadline_expired", "caller -> intake"),
         ([a_call("UNAVAILABLE", reason="DEPENDENCY_DOWN", cause=DISK)], "disk_full", "intake -> database"),
         ([an_attempt("failed", "DependencyDown", cause=LOCKED)], "database_slow", "intake -> database"),

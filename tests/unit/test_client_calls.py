@@ -14,13 +14,14 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
 from loanmesh.client import CallFailed, Client, Decided, Overloaded, Pending, Unreachable, calls
 from loanmesh.client.transport import Failure
 from loanmesh.runtime import deadline
 from loanmesh.runtime.budget import BudgetSettings
 from loanmesh.runtime.channel import target_of
-from loanmesh.runtime.errors import InvalidRequest
+from loanmesh.runtime.errors import InvalidRequest, OverQuota
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.throttle import ThrottleSettings
 from tests.builders import an_application
@@ -318,6 +319,34 @@ def test_a_call_is_one_span_whatever_it_took(monkeypatch: pytest.MonkeyPatch) ->
     assert good.attributes
     assert good.attributes["rpc.status_code"] == "OK"
     assert f"{good.context.span_id:016x}" in mesh.attempts[-1].metadata["traceparent"]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_who_is_turned_away_tells_why_even_where_others_shared_the_call(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(sampler=TraceIdRatioBased(share))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    full = item_status(OverQuota("more than its quota", 60.0))
+    mesh = MemoryMesh(always=Failure("RESOURCE_EXHAUSTED", full.message, 60.0, full))
+
+    async def work(client: Client) -> None:
+        told = await asyncio.gather(*(client.submit(an_application()) for _ in range(20)), return_exceptions=True)
+        assert {type(one) for one in told} == {Overloaded}
+
+    using(mesh, work)
+    spans = exporter.get_finished_spans()
+    assert len({span.context.trace_id for span in spans}) == 20
+    answered = [span for span in spans if span.events]
+    sent = sum(len(getattr(one.request, "requests", [one.request])) for one in mesh.attempts)
+    assert len(answered) == sent > 1
+    assert any(one.method == "BatchSubmitApplications" for one in mesh.attempts) is (share == 0)
+    for span in answered:
+        assert span.attributes
+        assert span.attributes["loanmesh.reason"] == "OVER_QUOTA"
+        assert span.attributes["loanmesh.cause"] == "more than its quota"
 
 
 def test_beyond_what_a_client_may_hold_new_calls_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
