@@ -36,8 +36,8 @@ def test_every_resident_number_is_masked(index: int, born: dt.date, glue: str) -
 @pytest.mark.parametrize(
     "said",
     [
-        "0192f0c1-2b3c-7d4e-8f90-123456789012", new_uuid7(FakeClock()), new_owner("intake"),
-        "2026-11-25T01:02:03.123456Z",
+        "0192f0c1-2b3c-7d4e-8f90-123456789012", pytest.param(new_uuid7(FakeClock()), id="an id"),
+        pytest.param(new_owner("intake"), id="an owner"), "2026-11-25T01:02:03.123456Z",
         "1764032523", "1764032523123", "4bf92f3577b34da6a3ce929d0e0e4736", "amount_fen=300000000", "127.0.0.1:7401",
         "123456789012345678", "cn-demo-2026-11", "http://127.0.0.1:4317",
     ],
