@@ -12,8 +12,8 @@ help: ## List the targets
 demo: $(READY) ## Watch the main job: decide, explain, lose a source, get it back
 	@$(BIN)/loanmesh demo
 
-test: $(READY) ## Run all tests
-	@$(BIN)/python -m pytest
+test: $(READY) ## Run all tests, two files at a time: make test [JOBS=4]
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile
 
 unit: $(READY) ## Run the tests that need no process
 	@$(BIN)/python -m pytest tests/unit
