@@ -214,7 +214,7 @@ class Calls:
                 call.answered()
                 call.start_patience()
             if failure.code == "RESOURCE_EXHAUSTED":
-                permit.refused(self._wished_s(failure))
+                permit.refused(self._wished_s(failure), yields=failure.yields)
             elif failure.code == "DEADLINE_EXCEEDED":
                 permit.timed_out()
             elif failure.code not in AGAIN:

@@ -23,7 +23,7 @@ from loanmesh.runtime.channel import SERVICE_CONFIG, channel_options, make_chann
 from loanmesh.runtime.clock import Clock, SystemClock
 from loanmesh.runtime.handshake import WORDS, Diagnosis
 from loanmesh.runtime.setting_rules import stays_here
-from loanmesh.runtime.status import code_of, is_too_large
+from loanmesh.runtime.status import code_of, error_info, is_too_large
 
 QUEUE_MS = "loanmesh-queue-ms"
 """Metadata in which intake says how long a request queued before it was stored. As initial metadata it is also the
@@ -98,8 +98,14 @@ class Failure(Exception):
     @property
     def reason(self) -> str:
         """Why the mesh refused, in the stable word of its ErrorInfo; '' where it said none."""
-        info = error_details_pb2.ErrorInfo()
-        return next((info.reason for detail in self.details.details if detail.Unpack(info)), "")
+        info = error_info(self.details)
+        return info.reason if info else ""
+
+    @property
+    def yields(self) -> bool:
+        """Whether the mesh refused for the sake of those who are in more of a hurry."""
+        info = error_info(self.details)
+        return bool(info and info.metadata.get("yields_to"))
 
     def again(self) -> Failure:
         """The same, for another one whom it befell."""

@@ -99,13 +99,14 @@ class NotAllowed(CallerError):
 class NotNow(LoanmeshError):
     """Send the same again, later; not before `retry_s` seconds."""
 
-    def __init__(self, text: str, retry_s: float = 1.0) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, retry_s: float = 1.0, **metadata: str) -> None:
+        super().__init__(text, **metadata)
         self.retry_s = retry_s
 
 
 class Overloaded(NotNow):
-    """More work than can be taken; nothing was stored."""
+    """More work than can be taken; nothing was stored. Metadata `yields_to`, where others are in more of a hurry, names
+    their class."""
 
     reason = "OVERLOADED"
 

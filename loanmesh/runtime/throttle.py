@@ -4,11 +4,8 @@ A Python server cannot shed its way out of overload, for refusing costs it as mu
 ms against 0.43 ms); so who calls must hold back. Measured at 6.5 times the load: 25 % of the peak without, 93 to 100 %
 with an in-flight limit in the client.
 
-`AdaptiveLimit` is the arithmetic, `Gates` what a refusal asks of its class, `Throttle` the queue in front of both.
-Signals are queue delay (told by the server, or latency above the least one seen), refusals and calls that ran out of
-time. Shaped after Netflix's concurrency-limits: grow only while at least half the limit is used, shrink by 0.9 for a
-little too much and never by more than half. Like TCP, it doubles a round trip until the first sign of a queue, and
-shrinks at most once a round trip: only a call sent after the last change says anything about it.
+`Throttle` is the queue in front of an `AdaptiveLimit` and of `Gates`. What those learn from are queue delay (told by
+the server, or latency above the least one seen), refusals and calls that ran out of time.
 """
 
 from __future__ import annotations
@@ -19,181 +16,34 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from loanmesh.runtime.adaptive import AdaptiveLimit, LimitSettings
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import Overloaded
+from loanmesh.runtime.gates import Gates
 
-SHRINK_LEAST, SHRINK_MOST = 0.9, 0.5
 SMOOTH = 0.1
 """Weight of the newest call in the mean of how long permits are held."""
 USUAL = 2
 """Of that mean, within which most answers come."""
-DRIFT_PER_S = 0.001
-"""How fast the least latency is forgotten, a share a second: a mesh that became slower for good is the new normal
-after minutes, a queue of seconds is not."""
-SHUT_S, SHUT_S_LEAST, SHUT_S_MAX = 0.2, 0.05, 2.0
-"""For how long a class stays away where the other side does not say; the shortest and the longest time in any case."""
-KNOCK_S = 0.5
-"""How long a class that knocks waits for what becomes of it, before it knocks once more."""
-WELCOME_S = 2.0
-"""For how long a class that had to stay away comes one by one when it is let in again: in company at once, it made
-those in a hurry wait twice as long."""
 TOGETHER_MOST = 64
 """In flight together at most, all places of a limit counted: it was found by trying calls for one, and sixteen times as
 many in each place would be a queue before anybody knew of it."""
 
 
-class ThrottleSettings(BaseModel, frozen=True, extra="forbid"):
-    """Bounds of the limit, and when a queue is too long."""
+class ThrottleSettings(LimitSettings, frozen=True, extra="forbid"):
+    """The limit's, and the queue's."""
 
-    initial: Annotated[int, Field(ge=1)] = 2
-    """Calls in flight to begin with. Netflix begins with 20, in a server; of callers hundreds may begin at once. It
-    doubles each round trip until the first sign of a queue."""
-    floor: Annotated[int, Field(ge=1)] = 2
-    """Never fewer: one call that hangs must not stop all others."""
-    ceiling: Annotated[int, Field(ge=1)] = 256
-    """Never more. Beyond 64 to 256 in flight one intake gained nothing (1,203 and 1,707 a second)."""
-    target_s: Annotated[float, Field(gt=0)] = 0.1
-    """Queue delay up to which the limit may grow, seconds. Larger fills every gap; smaller answers sooner."""
     waiting_max: Annotated[int, Field(ge=0)] = 10_000
     """Calls that wait here at most; beyond, the least urgent is turned away."""
 
 
-COMPANY = ThrottleSettings(initial=16, ceiling=16, floor=1, target_s=0.5)
+COMPANY = LimitSettings(initial=16, ceiling=16, floor=1, target_s=0.5)
 """How many of those that wait have a place in flight together. Many in a call are what makes the other side fast: fifty
 small callers with ten times the load had 1,300 to 1,550 a second acknowledged in time with 1, 2,850 with 8, 3,600 with
 16. Fewer where a queue is long all the same: the limit is at its floor by then, and only their size is left to shrink.
 With 16 at all times, callers of a mesh that took 950 a second had answers after 1.8 s, and half of them too late."""
-
-
-class AdaptiveLimit:
-    """The limit as a number that learns from each call. Pure."""
-
-    def __init__(self, settings: ThrottleSettings, clock: Clock) -> None:
-        self._settings = settings
-        self._clock = clock
-        self._limit = float(min(max(settings.initial, settings.floor), settings.ceiling))
-        self._starting = True
-        self._shrunk_at = self._calm_at = float("-inf")
-        self._least_s = math.inf
-        self._least_at = 0.0
-
-    @property
-    def calls(self) -> int:
-        """Calls that may be in flight now."""
-        return int(self._limit)
-
-    def delay_s(self, latency_s: float) -> float:
-        """How much of a latency is queue: what exceeds the least one seen. Remembers it."""
-        now = self._clock.monotonic()
-        least_s = self._least_s * (1 + DRIFT_PER_S * (now - self._least_at)) if self._least_s < math.inf else math.inf
-        self._least_s, self._least_at = min(latency_s, least_s), now
-        return latency_s - self._least_s
-
-    def answered(self, sent_at: float, in_flight: int, delay_s: float | None) -> None:
-        """A call was answered. `in_flight` counts calls when it was sent; `delay_s` None: nothing known of a queue."""
-        target_s = self._settings.target_s
-        if delay_s is not None and delay_s > target_s:
-            # In proportion, so that a limit left over from calmer days comes down within a few round trips.
-            self._shrink(sent_at, min(SHRINK_LEAST, max(SHRINK_MOST, target_s / delay_s)))
-            return
-        if delay_s is not None:
-            self._calm_at = self._clock.monotonic()
-        if in_flight * 2 >= self._limit:
-            # Else the limit was not tried, and its success says nothing.
-            step = 1.0 if self._starting else 1 / math.sqrt(self._limit)
-            self._limit = min(float(self._settings.ceiling), self._limit + step)
-
-    def refused(self, sent_at: float) -> None:
-        """A call was turned away as too much."""
-        self._shrink(sent_at, SHRINK_MOST)
-
-    def timed_out(self, sent_at: float) -> None:
-        """A call was not answered in time. No sign of too much while others are answered without a queue: then one
-        replica of several hangs, and the rest can do with all the calls they get."""
-        if self._calm_at < sent_at:
-            self._shrink(sent_at, SHRINK_MOST)
-
-    def _shrink(self, sent_at: float, factor: float) -> None:
-        if sent_at < self._shrunk_at:
-            return
-        self._limit = max(float(self._settings.floor), self._limit * factor)
-        self._starting = False
-        self._shrunk_at = self._clock.monotonic()
-
-
-class Gates:
-    """Which classes of urgency the other side lets in. Pure.
-
-    A class that is turned away twice in a row, with no answer between, stays away for as long as it was asked to, and
-    then knocks with one call until one is answered. Else each call of thousands would be sent to be told the same, and
-    those that are let in would queue behind them. Twice, since one of several replicas may be full alone. Where a class
-    is shut, so are those that are less urgent; where one is let in, so are those that are more urgent.
-    """
-
-    def __init__(self, classes: int, clock: Clock) -> None:
-        self._clock = clock
-        self._refusals = [0] * classes
-        self._shut_until = [float("-inf")] * classes
-        self._knocks_until = [float("-inf")] * classes
-        self._changed_at = [float("-inf")] * classes
-        self._away_at = [float("-inf")] * classes
-        """When the class was last sent away, or let in again."""
-
-    def refused(self, urgency: int, sent_at: float, away_s: float | None) -> None:
-        """A call was turned away.
-
-        away_s  for how long the other side wants no such call; None: it did not say. Of a long time, or of none, no
-                more is taken than makes sense for a whole class: who was refused may wait for longer by itself.
-        """
-        if sent_at < self._changed_at[urgency]:
-            return  # It was on its way before: says nothing new.
-        now = self._clock.monotonic()
-        self._refusals[urgency] += 1
-        self._changed_at[urgency] = now
-        self._knocks_until[urgency] = float("-inf")
-        if (again := self._refusals[urgency] - 2) < 0:
-            return
-        asked_s = SHUT_S if away_s is None or away_s < 0 else min(max(away_s, SHUT_S_LEAST), SHUT_S_MAX)
-        until = now + min(SHUT_S_MAX, asked_s * 2.0 ** min(again, 10))
-        self._shut_until[urgency] = until
-        self._away_at[urgency:] = [now] * (len(self._away_at) - urgency)
-        for lower in range(urgency + 1, len(self._refusals)):
-            if self._refusals[lower] < 2:  # One that is shut already knocks for itself.
-                self._refusals[lower], self._shut_until[lower], self._changed_at[lower] = 2, until, now
-
-    def answered(self, urgency: int) -> None:
-        """A call was let in."""
-        for upper in range(urgency + 1):
-            if self._refusals[upper]:
-                if self._refusals[upper] >= 2:
-                    self._away_at[upper] = self._clock.monotonic()
-                self._refusals[upper] = 0
-                self._shut_until[upper] = self._knocks_until[upper] = float("-inf")
-                self._changed_at[upper] = self._clock.monotonic()
-
-    def sent(self, urgency: int) -> None:
-        """A call of the class is sent. Where it knocks, the next one may not for a while: it may hang."""
-        if self._refusals[urgency] >= 2:
-            self._knocks_until[urgency] = self._clock.monotonic() + KNOCK_S
-
-    def unheard(self, urgency: int) -> None:
-        """A call of the class ended, and whether it would have been let in nobody knows."""
-        self._knocks_until[urgency] = float("-inf")
-
-    def welcome(self, urgency: int) -> bool:
-        """Whether the class was let in all the time of late: neither away, nor let in again a moment ago."""
-        return self._refusals[urgency] < 2 and self._clock.monotonic() - self._away_at[urgency] >= WELCOME_S
-
-    def shut_s(self, urgency: int) -> float:
-        """For how long the class is to stay away, seconds."""
-        return max(0.0, self._shut_until[urgency] - self._clock.monotonic())
-
-    def opens_s(self, urgency: int) -> float:
-        """When the next call of the class may be sent if nothing is heard before, seconds from now."""
-        until = max(self._shut_until[urgency], self._knocks_until[urgency])
-        return max(0.0, until - self._clock.monotonic())
 
 
 class _Place:
@@ -245,12 +95,16 @@ class Permit:
             throttle.gates.answered(place.urgency)
             throttle._wake()
 
-    def refused(self, away_s: float | None = None) -> None:
-        """The call was turned away as too much; `away_s`: for how long no such call is wanted, None: not said."""
+    def refused(self, away_s: float | None = None, *, yields: bool = False) -> None:
+        """The call was turned away as too much.
+
+        away_s  for how long no such call is wanted; None: not said.
+        yields  whether for the sake of those who are in more of a hurry.
+        """
         if throttle := self._end():
             throttle.limit.refused(self._place.sent_at)
             if throttle.gated:
-                throttle.gates.refused(self._place.urgency, self._place.sent_at, away_s)
+                throttle.gates.refused(self._place.urgency, self._place.sent_at, away_s, yields=yields)
             throttle._wake()
 
     def timed_out(self) -> None:

@@ -85,16 +85,17 @@ class Admission:
         now = self._clock.monotonic()
         if priority == INTERACTIVE:
             self._note_urgent(before_s, now)
+        yields = priority != INTERACTIVE and now < self._urgent_at + URGENT_WITHIN_S
         queued_s = max(before_s, behind_s)
         if queued_s > self._queue_s_max * QUEUE_SHARES.get(priority, OTHERS_SHARE):
-            self._refuse(queued_s)
-        if priority != INTERACTIVE and now < self._urgent_at + URGENT_WITHIN_S and self._busy():
+            self._refuse(queued_s, yields=yields)
+        if yields and self._busy():
             usual_s = self._arrivals.usual_s(now)
             limit_s = URGENT_LIMITS_S.get(priority, URGENT_OTHERS_LIMIT_S)
             if self.crowded():
                 limit_s = CROWDED_LIMITS_S.get(priority, CROWDED_OTHERS_LIMIT_S)
             if usual_s > limit_s:
-                self._refuse(usual_s)
+                self._refuse(usual_s, yields=True)
 
     def _note_urgent(self, before_s: float, now: float) -> None:
         if now >= self._urgent_at + URGENT_WITHIN_S:
@@ -105,10 +106,11 @@ class Admission:
         if queued and self._crowded_share > CROWDED_SHARE:
             self._crowded_at = now
 
-    def _refuse(self, queued_s: float) -> NoReturn:
+    def _refuse(self, queued_s: float, *, yields: bool) -> NoReturn:
         # What a clock that stood still makes of a delay is no time for anybody to wait.
         retry_s = max(0.2, min(queued_s, 2 * self._queue_s_max))
-        raise Overloaded(f"storing is {queued_s:.2g} s behind; nothing was stored", retry_s=retry_s)
+        said = {"yields_to": "interactive"} if yields else {}
+        raise Overloaded(f"storing is {queued_s:.2g} s behind; nothing was stored", retry_s, **said)
 
     def crowded(self) -> bool:
         """Whether interactive submits had to queue for us a moment ago, or those that come now will have to."""
