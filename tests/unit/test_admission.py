@@ -41,6 +41,7 @@ def test_what_can_wait_is_turned_away_first(queued_s: float, let_in: set[int]) -
             with pytest.raises(Overloaded) as refused:
                 a_door().let_in(priority, queued_s)
             assert refused.value.retry_s >= 0.2
+            assert not refused.value.metadata, "nobody is in more of a hurry"
 
 
 def arrive(door: Admission, clock: FakeClock, delay_s: float, count: int = 50) -> None:
@@ -69,8 +70,10 @@ def test_while_somebody_waits_in_front_of_a_screen_what_can_wait_queues_for_less
     door.let_in(BULK, 0.1)
     door.let_in(INTERACTIVE, 0.1)
     for priority in (PARTNER, BULK):
-        with pytest.raises(Overloaded):
-            door.let_in(priority, 0.0)
+        for queued_s in (0.0, 0.9):
+            with pytest.raises(Overloaded) as refused:
+                door.let_in(priority, queued_s)
+            assert refused.value.metadata == {"yields_to": "interactive"}
     door.let_in(INTERACTIVE, 0.9)
     clock.advance(0.2)
     arrive(door, clock, 0.0)

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
 from loanmesh.client import CallFailed, Client, Decided, Overloaded, Pending, Unreachable, calls
 from loanmesh.client.transport import Failure
-from loanmesh.runtime import deadline
+from loanmesh.runtime import deadline, errors
 from loanmesh.runtime.budget import BudgetSettings
 from loanmesh.runtime.channel import target_of
 from loanmesh.runtime.errors import InvalidRequest, OverQuota
@@ -347,6 +347,21 @@ def test_who_is_turned_away_tells_why_even_where_others_shared_the_call(
         assert span.attributes
         assert span.attributes["loanmesh.reason"] == "OVER_QUOTA"
         assert span.attributes["loanmesh.cause"] == "more than its quota"
+
+
+@pytest.mark.parametrize(("told", "welcome"), [({}, True), ({"yields_to": "interactive"}, False)])
+def test_who_is_turned_away_for_those_in_a_hurry_comes_one_by_one(told: dict[str, str], welcome: bool) -> None:
+    status = item_status(errors.Overloaded("storing is 0.1 s behind", 0.01, **told))
+    mesh = MemoryMesh()
+    mesh.faults.append(Failure("RESOURCE_EXHAUSTED", status.message, 0.01, status))
+
+    async def work(client: Client) -> None:
+        application = an_application()
+        application.priority = pb.PRIORITY_PARTNER
+        await client.submit(application)
+        assert [client._one.throttle.gates.welcome(urgency) for urgency in range(3)] == [True, welcome, welcome]
+
+    using(mesh, work)
 
 
 def test_beyond_what_a_client_may_hold_new_calls_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:

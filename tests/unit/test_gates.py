@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loanmesh.runtime.clock import FakeClock
-from loanmesh.runtime.gates import KNOCK_S, SHUT_S_MAX, Gates
+from loanmesh.runtime.gates import KNOCK_S, SHUT_S_MAX, WELCOME_S, YIELDS_S, Gates
 
 INTERACTIVE, PARTNER, BULK = 0, 1, 2
 
@@ -74,3 +74,18 @@ def test_what_was_under_way_before_says_nothing_new() -> None:
     gates.refused(BULK, 1.0, 0.5)
     gates.refused(BULK, 0.9, 0.5)
     assert gates.shut_s(BULK) == pytest.approx(0.5)
+
+
+def test_who_is_turned_away_for_those_in_a_hurry_is_not_welcome_in_company_for_a_while() -> None:
+    clock = FakeClock()
+    gates = Gates(3, clock)
+    clock.advance(1)
+    gates.refused(PARTNER, clock.monotonic(), 0.1)
+    assert [gates.welcome(urgency) for urgency in range(3)] == [True, True, True], "once may be one replica's doing"
+    gates.refused(PARTNER, clock.monotonic() - 0.5, 0.1, yields=True)  # One that was under way before says it, too.
+    clock.advance(WELCOME_S)
+    gates.answered(PARTNER)
+    clock.advance(YIELDS_S - WELCOME_S - 0.1)
+    assert [gates.welcome(urgency) for urgency in range(3)] == [True, False, False]
+    clock.advance(0.1)
+    assert [gates.welcome(urgency) for urgency in range(3)] == [True, True, True]
