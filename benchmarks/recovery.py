@@ -9,6 +9,7 @@ restarts or resets anything.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,8 @@ class Trigger:
     """Factor on the traffic while it lasts."""
     replicas: int = 1
     """Of each service."""
+    after_s: int = 40
+    """For how long traffic goes on after it: longer than the backlog may take."""
 
 
 async def _nothing(mesh: Mesh) -> None:
@@ -70,7 +73,7 @@ async def _as_usual(mesh: Mesh) -> None:
 
 
 TRIGGERS = (
-    Trigger("ten times the traffic", WARM, _nothing, _nothing, spike=10 / LOAD),
+    Trigger("ten times the traffic", WARM, _nothing, _nothing, spike=10 / LOAD, after_s=100),
     Trigger("a source ten times as slow", COLD, _slow, _as_usual),
     Trigger("scoring killed", WARM, _kill, _nothing),
     Trigger("half the replicas killed", WARM, _kill_half, _nothing, replicas=2),
@@ -117,7 +120,7 @@ async def measure(bench: Bench) -> Found:
 
 
 async def _recover(bench: Bench, trigger: Trigger) -> Recovery:
-    lasts_s, after_s = bench.size(5, 1), bench.size(40, 6)
+    lasts_s, after_s = bench.size(5, 1), bench.size(trigger.after_s, 6)
     async with (
         ours.our_mesh(bench, trigger.replicas) as mesh,
         Client(mesh.target("intake")) as client,
@@ -213,9 +216,12 @@ def _judge(
 
 
 def back_after_s(shares: Sequence[float], end_s: int) -> float:
-    """Seconds from the trouble's end to the last second that was not good enough; shares are a second each."""
+    """Seconds from the trouble's end to the last second that was not good enough; shares are a second each. Infinite
+    where the last one was not."""
     bad = [second for second, share in enumerate(shares) if second >= end_s and share < SHARE]
-    return float(max(bad) + 1 - end_s) if bad else 0.0
+    if bad and bad[-1] == len(shares) - 1:
+        return math.inf
+    return float(bad[-1] + 1 - end_s) if bad else 0.0
 
 
 def _rows(found: list[Recovery]) -> list[Row]:

@@ -59,6 +59,7 @@ def test_goodput_is_back_only_when_it_stays() -> None:
     shares = [1.0, 1.0, 0.2, 0.1, 0.97, 0.5, 0.96, 1.0]
     assert back_after_s(shares, end_s=3) == 3
     assert back_after_s([1.0] * 8, end_s=3) == 0
+    assert back_after_s([1.0] * 7 + [0.5], end_s=3) == float("inf"), "nobody saw it come back"
 
 
 def test_the_median_round_counts() -> None:
