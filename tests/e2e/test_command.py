@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from lab.drills import free_base
 from loanmesh.cli.mesh import DEFAULT_PORTS
 from loanmesh.runtime.clock import SystemClock
 from loanmesh.runtime.keys import new_ring, write_ring
@@ -27,22 +28,6 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
                           env={**os.environ, **environment})  # fmt: skip
 
 
-def free_base() -> int:
-    """First of five consecutive free ports."""
-    for base in range(21_000, 29_000, 10):
-        sockets = [socket.socket() for _ in DEFAULT_PORTS]
-        try:
-            for offset, one in enumerate(sockets):
-                one.bind(("127.0.0.1", base + offset))
-            return base
-        except OSError:
-            continue
-        finally:
-            for one in sockets:
-                one.close()
-    raise RuntimeError("no free ports")
-
-
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """`loanmesh up --json` in a folder of its own; stopped by Ctrl-C, which must end it with 0."""
@@ -50,7 +35,9 @@ def up(tmp_path: Path) -> Iterator[dict[str, Any]]:
     command = [*LOANMESH, "up", "--json", "--state", state, "--port-base", str(base)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
-    ready = json.loads(process.stdout.readline())
+    line = process.stdout.readline()
+    assert line, process.communicate()[1]
+    ready = json.loads(line)
     yield {**ready, "base": base, "state": state, "address": ready["parts"]["intake"]["address"]}
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -17,11 +17,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from lab.drills import free_base
 from loanmesh.cli.answer import NEXT
 from loanmesh.cli.firms import COLUMN, FILE
 from loanmesh.cli.main import app
 from loanmesh.runtime.clock import SystemClock
-from tests.e2e.test_command import LOANMESH, free_base
+from tests.e2e.test_command import LOANMESH
 
 SAMPLE = "deploy/promotions/double-twelve.yaml"
 RUNNER = CliRunner()

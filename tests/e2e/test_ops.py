@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.test_command import free_base, run, up  # noqa: F401  `up` is a fixture.
+from lab.drills import free_base
+from tests.e2e.test_command import run, up  # noqa: F401  `up` is a fixture.
 
 PARTS = ("intake", "bureau", "scoring", "pricing")
 

@@ -20,11 +20,11 @@ import pytest
 from lending.intake.v1.intake_service_pb2 import Application
 from typer.testing import CliRunner
 
+from lab.drills import free_base
 from loanmesh.cli.main import app
 from loanmesh.client import Client, Security
 from loanmesh.runtime.clock import SystemClock
 from tests.builders import an_application
-from tests.e2e.test_command import free_base
 from tests.runbook import FOLDER, Command, Event, filled, steps, unmarked
 
 PAGES = sorted(FOLDER.glob("*.md"))

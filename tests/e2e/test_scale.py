@@ -18,6 +18,7 @@ import pytest
 from lending.intake.v1 import intake_service_pb2 as pb
 from lending.intake.v1.intake_service_pb2_grpc import IntakeServiceStub
 
+from lab.drills import free_base
 from loanmesh.cli.mesh import CannotStart, Mesh, free_ports
 from loanmesh.client import Client
 from loanmesh.runtime.channel import open_channel
@@ -25,7 +26,7 @@ from loanmesh.runtime.clock import SystemClock, new_request_id
 from loanmesh.runtime.settings import TlsSettings
 from tests.builders import an_application
 from tests.databases import new_database
-from tests.e2e.test_command import LOANMESH, free_base, run
+from tests.e2e.test_command import LOANMESH, run
 
 CLOCK = SystemClock()
 PLAIN = TlsSettings(mode="plaintext")
