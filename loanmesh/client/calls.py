@@ -298,8 +298,8 @@ class _Call:
         """Whether the answer is that there is no decision yet, though one was waited for."""
         self._notes: list[tuple[str, float, tracing.Attributes]] = []
         self._refusal: dict[str, str] = {}
-        """Why the mesh turned the last attempt away, where it did: of a call that several share, its own span stands in
-        the trace of one of them."""
+        """Why the mesh turned away the last attempt that failed, where it did: of a call that several share, its own
+        span stands in the trace of one of them."""
 
     def __enter__(self) -> _Call:
         calls = self._calls

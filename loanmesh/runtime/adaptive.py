@@ -20,7 +20,7 @@ DRIFT_PER_S = 0.001
 after minutes, a queue of seconds is not."""
 
 
-class LimitSettings(BaseModel, frozen=True, extra="forbid"):
+class AdaptiveSettings(BaseModel, frozen=True, extra="forbid"):
     """Bounds of the limit, and when a queue is too long."""
 
     initial: Annotated[int, Field(ge=1)] = 2
@@ -37,7 +37,7 @@ class LimitSettings(BaseModel, frozen=True, extra="forbid"):
 class AdaptiveLimit:
     """The limit as a number that learns from each call."""
 
-    def __init__(self, settings: LimitSettings, clock: Clock) -> None:
+    def __init__(self, settings: AdaptiveSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
         self._limit = float(min(max(settings.initial, settings.floor), settings.ceiling))

@@ -105,8 +105,8 @@ class NotNow(LoanmeshError):
 
 
 class Overloaded(NotNow):
-    """More work than can be taken; nothing was stored. Metadata `yields_to`, where others are in more of a hurry, names
-    their class."""
+    """More work than can be taken; nothing was stored. Metadata `yields_to` names the class of those who are in
+    more of a hurry, where they had to queue."""
 
     reason = "OVERLOADED"
 

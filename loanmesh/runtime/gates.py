@@ -24,7 +24,8 @@ class Gates:
     A class that is turned away twice in a row, with no answer between, stays away for as long as it was asked to, and
     then knocks with one call until one is answered. Else each call of thousands would be sent to be told the same, and
     those that are let in would queue behind them. Twice, since one of several replicas may be full alone. Where a class
-    is shut, so are those that are less urgent; where one is let in, so are those that are more urgent.
+    is shut, so are those that are less urgent; where one is let in, so are those that are more urgent. Who had to stay
+    away is not welcome in company for a while, and for longer where it was for those in more of a hurry.
     """
 
     def __init__(self, classes: int, clock: Clock) -> None:
@@ -45,8 +46,6 @@ class Gates:
         yields  whether for the sake of those who are in more of a hurry.
         """
         now = self._clock.monotonic()
-        if yields:
-            self._yields_until[urgency:] = [now + YIELDS_S] * (len(self._yields_until) - urgency)
         if sent_at < self._changed_at[urgency]:
             return  # It was on its way before: says nothing new.
         self._refusals[urgency] += 1
@@ -58,6 +57,8 @@ class Gates:
         until = now + min(SHUT_S_MAX, asked_s * 2.0 ** min(again, 10))
         self._shut_until[urgency] = until
         self._away_at[urgency:] = [now] * (len(self._away_at) - urgency)
+        if yields:
+            self._yields_until[urgency:] = [now + YIELDS_S] * (len(self._yields_until) - urgency)
         for lower in range(urgency + 1, len(self._refusals)):
             if self._refusals[lower] < 2:  # One that is shut already knocks for itself.
                 self._refusals[lower], self._shut_until[lower], self._changed_at[lower] = 2, until, now

@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from loanmesh.runtime.adaptive import AdaptiveLimit, LimitSettings
+from loanmesh.runtime.adaptive import AdaptiveLimit, AdaptiveSettings
 from loanmesh.runtime.clock import Clock
 from loanmesh.runtime.errors import Overloaded
 from loanmesh.runtime.gates import Gates
@@ -32,14 +32,14 @@ TOGETHER_MOST = 64
 many in each place would be a queue before anybody knew of it."""
 
 
-class ThrottleSettings(LimitSettings, frozen=True, extra="forbid"):
+class ThrottleSettings(AdaptiveSettings, frozen=True, extra="forbid"):
     """The limit's, and the queue's."""
 
     waiting_max: Annotated[int, Field(ge=0)] = 10_000
     """Calls that wait here at most; beyond, the least urgent is turned away."""
 
 
-COMPANY = LimitSettings(initial=16, ceiling=16, floor=1, target_s=0.5)
+COMPANY = AdaptiveSettings(initial=16, ceiling=16, floor=1, target_s=0.5)
 """How many of those that wait have a place in flight together. Many in a call are what makes the other side fast: fifty
 small callers with ten times the load had 1,300 to 1,550 a second acknowledged in time with 1, 2,850 with 8, 3,600 with
 16. Fewer where a queue is long all the same: the limit is at its floor by then, and only their size is left to shrink.

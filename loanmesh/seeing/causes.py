@@ -288,20 +288,21 @@ def _of_source(source: str, said: tuple[str, str], word: str) -> Cause:
 
 
 def _door(spans: Sequence[Span], evidence: _Evidence) -> Cause | None:
-    for span in spans:
+    # Of a call that several shared, the door tells in one's trace: what each was answered, its own caller tells.
+    at_door = [span for span in spans if span.kind == "server" and span.service == "intake"]
+    refused = [span for span in spans if span.kind == "client" and span.service not in _INSIDE and span.error]
+    for span in (*at_door, *refused):
         reason, text = span.text(semconv.REASON), span.text(semconv.CAUSE)
-        at_door = span.kind == "server" and span.service == "intake"
-        # Of a call that several shared, the door tells in one's trace; each caller tells what it was answered.
-        if not at_door and (span.kind != "client" or span.service in _INSIDE):
-            continue
         if reason == "OVER_QUOTA":
             return Cause("budget_full", "caller -> intake", "RESOURCE_EXHAUSTED",
                          f"a caller's budget is used up: {text}", "loanmesh settings intake")  # fmt: skip
         if reason == "OVERLOADED":
             overload = Cause("overload", "caller -> intake", "RESOURCE_EXHAUSTED",
                              f"intake turns callers away: {text}", "loanmesh top")  # fmt: skip
-            # Who stores slowly gets behind: that is no more than what the disk brought about.
-            return _meanwhile(evidence, span.began - BEHIND_S, span.ended, _STORING) or overload
+            # Who stores slowly gets behind: that is no more than what the disk brought about. A caller's span lasts as
+            # long as its patience, and tells of its last refusal.
+            refused_at = span.began if span in at_door else span.ended
+            return _meanwhile(evidence, refused_at - BEHIND_S, span.ended, _STORING) or overload
     return None
 
 

@@ -85,17 +85,16 @@ class Admission:
         now = self._clock.monotonic()
         if priority == INTERACTIVE:
             self._note_urgent(before_s, now)
-        yields = priority != INTERACTIVE and now < self._urgent_at + URGENT_WITHIN_S
         queued_s = max(before_s, behind_s)
         if queued_s > self._queue_s_max * QUEUE_SHARES.get(priority, OTHERS_SHARE):
-            self._refuse(queued_s, yields=yields)
-        if yields and self._busy():
+            self._refuse(queued_s, yields=priority != INTERACTIVE and self.crowded())
+        if priority != INTERACTIVE and now < self._urgent_at + URGENT_WITHIN_S and self._busy():
             usual_s = self._arrivals.usual_s(now)
             limit_s = URGENT_LIMITS_S.get(priority, URGENT_OTHERS_LIMIT_S)
-            if self.crowded():
+            if crowded := self.crowded():
                 limit_s = CROWDED_LIMITS_S.get(priority, CROWDED_OTHERS_LIMIT_S)
             if usual_s > limit_s:
-                self._refuse(usual_s, yields=True)
+                self._refuse(usual_s, yields=crowded)
 
     def _note_urgent(self, before_s: float, now: float) -> None:
         if now >= self._urgent_at + URGENT_WITHIN_S:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from loanmesh.runtime.adaptive import AdaptiveLimit, LimitSettings
+from loanmesh.runtime.adaptive import AdaptiveLimit, AdaptiveSettings
 from loanmesh.runtime.clock import FakeClock
 
 
 def a_limit(clock: FakeClock, **settings: float) -> AdaptiveLimit:
-    return AdaptiveLimit(LimitSettings.model_validate(settings), clock)
+    return AdaptiveLimit(AdaptiveSettings.model_validate(settings), clock)
 
 
 def test_it_doubles_a_round_trip_until_the_first_queue_and_then_feels_its_way() -> None:

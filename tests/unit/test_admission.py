@@ -83,6 +83,19 @@ def test_while_somebody_waits_in_front_of_a_screen_what_can_wait_queues_for_less
     door.let_in(BULK, 0.1)
 
 
+def test_who_is_turned_away_where_nobody_in_a_hurry_had_to_queue_yields_to_nobody() -> None:
+    door = where_calls_queue(0.0275)
+    door.let_in(INTERACTIVE, 0.0)
+    with pytest.raises(Overloaded) as refused:
+        door.let_in(BULK, 0.0)
+    assert not refused.value.metadata
+    door = where_calls_queue(0.1, busy=lambda: False)
+    door.let_in(INTERACTIVE, 0.0)
+    with pytest.raises(Overloaded) as refused:
+        door.let_in(BULK, 0.0, behind_s=0.9)
+    assert not refused.value.metadata, "what delays calls is not of its making"
+
+
 def test_a_time_that_no_queue_can_be_is_not_asked_of_anybody() -> None:
     with pytest.raises(Overloaded) as refused:
         a_door().let_in(INTERACTIVE, 30_000.0)

@@ -125,6 +125,22 @@ def test_who_was_turned_away_or_gave_up_behind_a_slow_disk_met_the_disk() -> Non
     assert groups == {"database_slow": 3, "overload": 1}
 
 
+def test_a_caller_that_was_refused_and_then_served_met_no_trouble_and_of_us_only_the_door_speaks() -> None:
+    served = replace(a_callers("", reason="OVERLOADED"), error="")
+    assert cause_in([served], {}) is None
+    inside = replace(a_callers("RESOURCE_EXHAUSTED", reason="OVERLOADED"), service="intake")
+    assert cause_in([inside], {}) is None
+
+
+def test_what_was_slow_long_before_a_patient_caller_gave_up_is_not_its_trouble() -> None:
+    said: dict[str, Value] = {semconv.DB_OPERATION: "accept"}
+    slow = a_span("accept applications", application="a0", kind="client", began=9.4, ended=10.0, attributes=said)
+    patient = replace(a_callers("RESOURCE_EXHAUSTED", reason="OVERLOADED"), trace_id="b1", began=1.0, ended=31.0)
+    hasty = replace(patient, trace_id="b2", ended=11.0)
+    groups = {group.cause.kind: group.count for group in why_failed([slow, patient, hasty], {})}
+    assert groups == {"database_slow": 2, "overload": 1}
+
+
 def test_who_waited_while_a_service_was_down_waited_for_it() -> None:
     down = a_hop("scoring", "UNAVAILABLE", "Connection refused", application="a0")
 

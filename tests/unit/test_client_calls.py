@@ -22,6 +22,7 @@ from loanmesh.runtime import deadline, errors
 from loanmesh.runtime.budget import BudgetSettings
 from loanmesh.runtime.channel import target_of
 from loanmesh.runtime.errors import InvalidRequest, OverQuota
+from loanmesh.runtime.gates import WELCOME_S
 from loanmesh.runtime.status import item_status
 from loanmesh.runtime.throttle import ThrottleSettings
 from tests.builders import an_application
@@ -349,17 +350,26 @@ def test_who_is_turned_away_tells_why_even_where_others_shared_the_call(
         assert span.attributes["loanmesh.cause"] == "more than its quota"
 
 
-@pytest.mark.parametrize(("told", "welcome"), [({}, True), ({"yields_to": "interactive"}, False)])
-def test_who_is_turned_away_for_those_in_a_hurry_comes_one_by_one(told: dict[str, str], welcome: bool) -> None:
+@pytest.mark.parametrize(("told", "company"), [({}, 3), ({"yields_to": "interactive"}, 1)])
+def test_who_is_turned_away_for_those_in_a_hurry_comes_one_by_one(told: dict[str, str], company: int) -> None:
     status = item_status(errors.Overloaded("storing is 0.1 s behind", 0.01, **told))
     mesh = MemoryMesh()
-    mesh.faults.append(Failure("RESOURCE_EXHAUSTED", status.message, 0.01, status))
+    mesh.faults.extend([Failure("RESOURCE_EXHAUSTED", status.message, 0.01, status)] * 2)
 
     async def work(client: Client) -> None:
         application = an_application()
         application.priority = pb.PRIORITY_PARTNER
         await client.submit(application)
-        assert [client._one.throttle.gates.welcome(urgency) for urgency in range(3)] == [True, welcome, welcome]
+        await CLOCK.sleep(WELCOME_S + 0.1)
+        throttle = client._one.throttle
+        held = [await throttle.acquire(0, 1.0) for _ in range(throttle.limit.calls)]
+        waiters = [asyncio.create_task(throttle.acquire(1, 60.0)) for _ in range(3)]
+        await CLOCK.sleep(0)
+        for permit in held:
+            permit.release()
+        assert (await waiters[0]).company == company
+        for waiter in waiters:
+            waiter.cancel()
 
     using(mesh, work)
 
