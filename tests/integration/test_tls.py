@@ -58,7 +58,7 @@ async def test_a_client_with_a_certificate_is_who_it_says(mesh: Secured) -> None
 
 async def failure(mesh: Secured, security: Security | None) -> TlsFailed:
     with pytest.raises(TlsFailed) as failed:
-        async with Client(mesh.address, patience_s=0.5, security=security) as client:
+        async with Client(mesh.address, patience_s=2, security=security) as client:
             await client.get(NAME)
     assert mesh.intake.callers == []
     return failed.value
@@ -112,7 +112,7 @@ async def test_a_server_without_tls_is_told_from_one_that_is_away(mesh: Secured)
     address = f"127.0.0.1:{plain.add_insecure_port('127.0.0.1:0')}"
     await plain.start()
     with pytest.raises(TlsFailed) as failed:
-        async with Client(address, patience_s=0.5, security=mesh.security("client", "local")) as client:
+        async with Client(address, patience_s=2, security=mesh.security("client", "local")) as client:
             await client.get(NAME)
     assert failed.value.error_type == "tls_server_plaintext"
     await plain.stop(0)
@@ -205,7 +205,8 @@ async def test_a_quota_counts_by_the_proven_name_and_says_when_to_come_again(tmp
     table.write_text("lenders:\n  client/*: [lenders/demo]\n")
     async with secured(tmp_path / "certs", access=str(table)) as mesh:
         greedy = mesh.security("client", "greedy")
-        async with Client(mesh.address, client_id="local", patience_s=0.5, security=greedy) as client:
+        # Less than it would have to wait; each in a call of its own, since this server knows no other.
+        async with Client(mesh.address, client_id="local", patience_s=1.5, security=greedy, share_from=100) as client:
             submits = asyncio.gather(*(client.submit(an_application()) for _ in range(5)))
             with pytest.raises(Overloaded, match=r"its quota of 0\.5 applications a second, 2 at once") as refused:
                 await submits
@@ -291,7 +292,7 @@ async def test_certificates_and_then_the_ca_are_replaced_under_traffic_without_a
         # Whoever still holds the first certificate is a stranger now.
         stale = Security(mesh.authority.bundle, old / "tls.crt", old / "tls.key")
         with pytest.raises(TlsFailed):
-            async with Client(mesh.address, patience_s=0.5, security=stale) as client:
+            async with Client(mesh.address, patience_s=2, security=stale) as client:
                 await client.get(NAME)
 
 
