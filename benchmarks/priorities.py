@@ -79,14 +79,14 @@ def _judge(capacity: float, runs: Mapping[float, tuple[Sequence[Played], Mapping
         records = [r for one in runs[load][0] for r in one.records if r.kind == "interactive" and r.at_s >= ONSET_S]
         return summarise(records, max(r.at_s for r in records) - ONSET_S, DEADLINE_S)
 
-    full = of(FULL, "interactive")
+    full, tails = of(FULL, "interactive"), {load: later(load).p99_ms for load in runs}
     rows = [
         at_least("interactive at 10x mixed load: acknowledged in time", full["in_time"] / full["offered"], "share",
                  0.999),
         at_most("interactive at 10x mixed load: p99 / its p99 at half load",
                 (full["p99_ms"] or float("inf")) / (of(HALF, "interactive")["p99_ms"] or 1), "ratio", 3),
         Row(f"the same, of those that came after {ONSET_S:g} s",
-            (later(FULL).p99_ms or float("inf")) / (later(HALF).p99_ms or 1), "ratio"),
+            (tails[FULL] or float("inf")) / (tails[HALF] or 1), "ratio"),
     ]  # fmt: skip
     shown = [
         (
@@ -105,10 +105,10 @@ def _judge(capacity: float, runs: Mapping[float, tuple[Sequence[Played], Mapping
     ]
     header = ("load", "class", "offered a second", "acknowledged in time", "decided within 2 s", "p50 ms", "p99 ms",
               "generator late p99 ms")  # fmt: skip
-    tails = " and ".join(f"{figure(later(load).p99_ms or 0)} ms at {load:g}x" for load in runs)
+    told = " and ".join(f"{figure(p99_ms or 0)} ms at {load:g}x" for load, p99_ms in tails.items())
     said = (
         f"Capacity: {figure(capacity)} decided a second, one by one, warm."
-        f" Interactive ones that came after {ONSET_S:g} s: p99 {tails}."
+        f" Interactive ones that came after {ONSET_S:g} s: p99 {told}."
     )
     return Found(
         rows,

@@ -116,14 +116,11 @@ class Failure(Exception):
     def refusal(self) -> CallFailed:
         """As the caller gets it, where it is for good."""
         violations: list[tuple[str, str]] = []
-        bad, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
-        reason, metadata = "", {}
+        bad, info = error_details_pb2.BadRequest(), error_info(self.details)
         for detail in self.details.details:
             if detail.Unpack(bad):
                 violations += [(v.field, v.description) for v in bad.field_violations]
-            elif detail.Unpack(info):
-                reason, metadata = info.reason, dict(info.metadata)
-        return CallFailed(self.code, str(self), violations, reason, metadata)
+        return CallFailed(self.code, str(self), violations, self.reason, dict(info.metadata) if info else {})
 
 
 @dataclass(frozen=True, slots=True)
